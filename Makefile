@@ -1,0 +1,62 @@
+# Everything here builds its own environment first (VENV, from pyproject.toml and constraints.txt).
+
+VENV ?= .venv
+ARGS ?=
+# Only from make's own command line: many machines export an unrelated ENV.
+ifneq ($(origin ENV),command line)
+ENV := lost-sales
+endif
+PYTEST_ARGS ?= -n auto --dist worksteal
+
+BIN := $(VENV)/bin
+CORE := $(VENV)/.core-installed
+TEST := $(VENV)/.test-installed
+STUDY := $(VENV)/.study-installed
+STUDIES := lost-sales control pong paac
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help train test lint clean $(addprefix study-,$(STUDIES))
+
+help: ## This list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
+
+train: $(CORE) ## Train on ENV (default: lost-sales), e.g. make train ENV=ALE/Pong-v5 ARGS="--total-steps 1000000".
+	$(BIN)/greenroom train $(ENV) $(ARGS)
+
+test: lint ## Everything that CI checks: lint, types, floors, tests.
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(TEST) ## Style, format, types and the floors that modules may import from.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+study-lost-sales: $(STUDY) ## Hours: lost sales at five lead times and penalties, five seeds each.
+	$(BIN)/python studies/lost_sales.py $(ARGS)
+
+study-control: $(STUDY) ## Hours: classic control and MuJoCo beside Stable-Baselines3, five seeds each.
+	$(BIN)/python studies/control.py $(ARGS)
+
+study-pong: $(STUDY) ## Hours: Pong from pixels.
+	$(BIN)/python studies/atari.py pong $(ARGS)
+
+study-paac: $(STUDY) ## Hours: the paac preset on Breakout.
+	$(BIN)/python studies/atari.py paac $(ARGS)
+
+clean: ## Remove environments, caches and build products; runs stay.
+	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find src tests studies -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(CORE): pyproject.toml constraints.txt
+	@tools/set_up.sh $(VENV)
+	@touch $@
+
+$(TEST): pyproject.toml constraints.txt
+	@tools/set_up.sh $(VENV) dev,mujoco,envpool,video
+	@touch $@ $(CORE)
+
+$(STUDY): pyproject.toml constraints.txt
+	@tools/set_up.sh $(VENV) studies,mujoco
+	@touch $@ $(CORE)

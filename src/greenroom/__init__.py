@@ -1,0 +1,59 @@
+"""greenroom: hundreds of parallel actors, one learner, one machine; and the trained policy on its way to production.
+
+The public names are loaded when they are first used: worker processes import this package and must not load torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from greenroom.comparison import compare as compare
+    from greenroom.config import RunConfig as RunConfig
+    from greenroom.envs.check import check_environment as check_environment
+    from greenroom.envs.choose import list_environments as list_environments
+    from greenroom.envs.choose import make as make
+    from greenroom.errors import EnvironmentFault as EnvironmentFault
+    from greenroom.errors import UserError as UserError
+    from greenroom.evaluation import evaluate as evaluate
+    from greenroom.presets import preset as preset
+    from greenroom.session import examine as examine
+    from greenroom.session import launch as launch
+    from greenroom.session import load_policy as load_policy
+    from greenroom.session import resume as resume
+    from greenroom.training import Run as Run
+    from greenroom.training import train as train
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "EnvironmentFault": "errors",
+    "Run": "training",
+    "RunConfig": "config",
+    "UserError": "errors",
+    "check_environment": "envs.check",
+    "compare": "comparison",
+    "evaluate": "evaluation",
+    "examine": "session",
+    "launch": "session",
+    "list_environments": "envs.choose",
+    "load_policy": "session",
+    "make": "envs.choose",
+    "preset": "presets",
+    "resume": "session",
+    "train": "training",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,168 @@
+"""`check_algorithm`: every contract of `Algorithm`, stated once and tried on synthetic rollouts."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from greenroom.algorithms import Algorithm
+from greenroom.errors import UserError
+from greenroom.networks import Mlp
+from greenroom.policy import ActorCritic, PolicyConfig
+from greenroom.seeding import derive, generator
+from greenroom.spec import ArraySpec, EnvSpec, ObsSpec
+from greenroom.types import Episodes, Obs, Rollout, map_obs
+
+
+class AlgorithmFault(UserError):
+    """An algorithm broke its contract. The message says which part."""
+
+
+class BuildsAlgorithm(Protocol):
+    """What every algorithm's config offers."""
+
+    def build(self, policy: ActorCritic, *, num_envs: int, total_steps: int, seed: int) -> Algorithm:
+        """The algorithm that teaches `policy`."""
+        ...
+
+
+def check_algorithm(
+    config: BuildsAlgorithm,
+    spec: EnvSpec,
+    *,
+    policy: PolicyConfig | None = None,
+    num_envs: int = 8,
+    rollout_length: int = 6,
+    seed: int = 0,
+) -> None:
+    """Build an algorithm, let it learn from synthetic rollouts, and verify every contract.
+
+    Args:
+        config: of the algorithm.
+        spec: the environments it is to cope with.
+        policy: how its policy is built; by default one hidden layer of 16.
+        num_envs: B of the rollouts.
+        rollout_length: T of the rollouts.
+        seed: of weights, rollouts and the algorithm's own draws.
+
+    Raises:
+        AlgorithmFault: a contract is broken; the message says which.
+    """
+    builder = _Builder(
+        config, spec, policy or PolicyConfig(network=Mlp(hidden=(16,))), num_envs, num_envs * rollout_length * 100
+    )
+    algorithm = builder.build(seed)
+    before = _parameters(algorithm)
+    first = synthetic_rollout(algorithm.policy, spec, num_envs=num_envs, rollout_length=rollout_length, seed=seed)
+    untouched = copy.deepcopy(first)
+    _check_metrics(algorithm.learn(first))
+    _require(_same(first, untouched), "learn changed the rollout, which is the collector's memory")
+    after = _parameters(algorithm)
+    _require(all(bool(part.isfinite().all()) for part in after.values()), "learn left parameters that are not finite")
+    unmoved = [name for name, part in after.items() if torch.equal(part, before[name])]
+    _require(not unmoved, f"learn did not change {', '.join(unmoved)}")
+
+    again = builder.build(seed)
+    again.learn(first)
+    _require(_same(_parameters(again), after), "the same seed and the same rollout gave different parameters")
+
+    state = copy.deepcopy(algorithm.state_dict())
+    resumed = builder.build(seed + 1)
+    resumed.load_state_dict(state)
+    second = synthetic_rollout(algorithm.policy, spec, num_envs=num_envs, rollout_length=rollout_length, seed=seed + 1)
+    metrics, resumed_metrics = algorithm.learn(second), resumed.learn(second)
+    _require(_same(metrics, resumed_metrics), "after load_state_dict, learn reported other metrics than the original")
+    _require(
+        _same(algorithm.state_dict(), resumed.state_dict()), "after load_state_dict, learn led to another state_dict"
+    )
+
+
+@dataclass(frozen=True)
+class _Builder:
+    config: BuildsAlgorithm
+    spec: EnvSpec
+    policy: PolicyConfig
+    num_envs: int
+    total_steps: int
+
+    def build(self, seed: int) -> Algorithm:
+        with torch.random.fork_rng():
+            torch.manual_seed(derive(seed, "initialisation"))
+            policy = self.policy.build(self.spec, "float32")
+        algorithm = self.config.build(policy, num_envs=self.num_envs, total_steps=self.total_steps, seed=seed)
+        _require(algorithm.policy is policy, "the algorithm's policy is not the one it was built with")
+        return algorithm
+
+
+def synthetic_rollout(policy: ActorCritic, spec: EnvSpec, *, num_envs: int, rollout_length: int, seed: int) -> Rollout:
+    """Random observations and rewards, with the policy's decisions; about a quarter of the steps end an episode.
+
+    Of the ends, some terminate, some are cut, and some are both.
+    """
+    source = generator(seed, "synthetic")
+    lead = (rollout_length, num_envs)
+    obs = _random_obs(spec.obs, (rollout_length + 1, num_envs), source)
+    decisions = [policy.act(map_obs(lambda part, t=t: part[t], obs), source) for t in range(rollout_length)]  # type: ignore[misc]
+    kind = torch.randint(12, lead, generator=source)
+    terminated, truncated = (kind == 0) | (kind == 1), (kind == 1) | (kind == 2)
+    return Rollout(
+        obs=obs,
+        action=torch.stack([decision.action for decision in decisions]),
+        reward=torch.randn(lead, generator=source),
+        terminated=terminated,
+        truncated=truncated,
+        final_obs=_random_obs(spec.obs, (int((terminated | truncated).sum()),), source),
+        extras={name: torch.stack([decision.extras[name] for decision in decisions]) for name in decisions[0].extras},
+        version=0,
+        episodes=Episodes(
+            index=torch.zeros(0, dtype=torch.int64),
+            returns=torch.zeros(0),
+            lengths=torch.zeros(0, dtype=torch.int64),
+            signals={},
+        ),
+    )
+
+
+def _random_obs(spec: ObsSpec, lead: tuple[int, ...], source: torch.Generator) -> Obs:
+    if isinstance(spec, dict):
+        return {name: _random_array(part, lead, source) for name, part in spec.items()}
+    return _random_array(spec, lead, source)
+
+
+def _random_array(spec: ArraySpec, lead: tuple[int, ...], source: torch.Generator) -> Tensor:
+    if spec.dtype == torch.uint8:
+        return torch.randint(256, (*lead, *spec.shape), generator=source, dtype=torch.uint8)
+    return torch.randn((*lead, *spec.shape), generator=source).clamp(spec.low, spec.high)
+
+
+def _parameters(algorithm: Algorithm) -> dict[str, Tensor]:
+    return {name: param.detach().clone() for name, param in algorithm.policy.named_parameters()}
+
+
+def _check_metrics(metrics: dict[str, Tensor]) -> None:
+    _require(bool(metrics), "learn returned no metrics")
+    for name, value in metrics.items():
+        scalar = isinstance(value, Tensor) and value.ndim == 0
+        _require(scalar, f"metric {name!r} is not a scalar tensor")
+        _require(not value.requires_grad, f"metric {name!r} still carries a gradient")
+        _require(bool(value.isfinite()), f"metric {name!r} is {float(value)}")
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values of one structure agree bit for bit."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, Rollout | Episodes):
+        return all(_same(getattr(one, name), getattr(other, name)) for name in type(one).__dataclass_fields__)
+    return bool(one == other)
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise AlgorithmFault(f"algorithm contract: {otherwise}")

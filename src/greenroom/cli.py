@@ -1,0 +1,302 @@
+"""The command line: parse, call the Python API, print. A user's mistake is one message and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+import yaml
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional
+
+from greenroom.algorithms import ALGORITHMS
+from greenroom.config import NETWORKS, OPTIMIZERS, RunConfig, load
+from greenroom.errors import UserError, nearest
+from greenroom.presets import PRESETS, preset
+
+_MARKERS = (tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a policy, from scratch.
+
+    The environment's own arguments are given as `--env.NAME VALUE` (see `greenroom list ENV`).
+    """
+
+    env: Positional[str]
+    """A name of `greenroom list`, a Gymnasium id, or package.module:factory."""
+    algo: Literal[tuple(ALGORITHMS)] | None = None  # type: ignore[valid-type]  # the table is the one place of names
+    """The algorithm; by default the preset's."""
+    preset: Literal[tuple(PRESETS)] | None = None  # type: ignore[valid-type]
+    """Settings to start from; by default those of the environment's family."""
+    network: Literal[tuple(NETWORKS)] | None = None  # type: ignore[valid-type]
+    """The network; by default the preset's."""
+    optimizer: Literal[tuple(OPTIMIZERS)] | None = None  # type: ignore[valid-type]
+    """The optimiser; by default the preset's."""
+    config: Path | None = None
+    """A config.yaml to start from, instead of a preset."""
+    run_dir: Path | None = None
+    """The run's folder, new or empty; by default a new one under runs/."""
+    quiet: bool = False
+    """Print nothing while training."""
+    debug: bool = False
+    """Show the traceback of an error."""
+    run: RunConfig
+    """All further settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """Continue a run from its newest checkpoint."""
+
+    run_dir: Positional[Path]
+    """The run's folder."""
+    total_steps: int | None = None
+    """A new end, in agent steps."""
+    quiet: bool = False
+    """Print nothing while training."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Play whole episodes with a trained policy and summarise their returns."""
+
+    run_dir: Positional[Path]
+    """The run's folder."""
+    episodes: int = 100
+    """How many episodes."""
+    seed: int = 0
+    """Of the episodes and the sampled actions."""
+    greedy: bool = True
+    """Take the most probable action. `--sample` is the same as `--no-greedy`."""
+    checkpoint: Literal["latest", "best"] = "latest"
+    """Which one to load."""
+    video: bool = False
+    """Record one episode into the run's folder."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Put runs, or groups of runs that differ only in their seed, side by side."""
+
+    runs: Positional[tuple[str, ...]]
+    """Run folders, or NAME=FOLDER,FOLDER,… for a group."""
+    reference: float | None = None
+    """The return that counts as 100 %; by default the best final mean."""
+    output: Path | None = None
+    """Where the picture of the curves goes."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class List:
+    """Show environments, algorithms and presets, or one environment's own arguments."""
+
+    env: Positional[str] = ""
+    """An environment whose arguments to show."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, or 2 for a user's mistake."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    errors = Console(stderr=True)
+    if not words or words[0] in ("-h", "--help"):
+        _print_usage()
+        return 0
+    try:
+        name, rest = words[0], words[1:]
+        if name not in _COMMANDS:
+            raise UserError(f"no command {name!r}{nearest(name, _COMMANDS)}")
+        _COMMANDS[name](rest)
+    except UserError as problem:
+        if "--debug" in words:
+            raise
+        errors.print(f"greenroom: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    return 0
+
+
+def _train(words: list[str]) -> None:
+    own, words = _environment_arguments(words)
+    options = tyro.cli(Train, args=words, default=_train_defaults(words, own), prog="greenroom train", config=_MARKERS)
+    from greenroom.session import launch
+
+    config = dataclasses.replace(options.run, env=options.env)
+    _show(launch(config, run_dir=options.run_dir, quiet=options.quiet))
+
+
+def _train_defaults(words: list[str], own: dict[str, Any]) -> Train:
+    """The options' defaults depend on some of the options: read those first, leave all errors to the real parser."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("algo", "preset", "network", "optimizer", "config"):
+        first.add_argument(f"--{name}")
+    try:
+        chosen, rest = first.parse_known_args([word.replace("_", "-") if word[:2] == "--" else word for word in words])
+    except argparse.ArgumentError as problem:
+        raise UserError(str(problem)) from None
+    env = next((word for word in rest if not word.startswith("-")), "lost-sales")
+    for value, table in ((chosen.network, NETWORKS), (chosen.optimizer, OPTIMIZERS), (chosen.algo, ALGORITHMS)):
+        if value is not None and value not in table:
+            raise UserError(f"{value!r} is not known{nearest(value, table)}")
+    config = _start(env, chosen)
+    if own:
+        config = dataclasses.replace(config, env_kwargs=config.env_kwargs | own)
+    if chosen.network:
+        policy = dataclasses.replace(config.policy, network=NETWORKS[chosen.network]())
+        config = dataclasses.replace(config, policy=policy)
+    if chosen.optimizer:
+        algorithm = dataclasses.replace(config.algorithm, optimizer=OPTIMIZERS[chosen.optimizer]())
+        config = dataclasses.replace(config, algorithm=algorithm)
+    return Train(env=env, run=config)
+
+
+def _start(env: str, chosen: argparse.Namespace) -> RunConfig:
+    if chosen.config is None:
+        return preset(chosen.preset, env, algo=chosen.algo)
+    if chosen.preset is not None or chosen.algo is not None:
+        raise UserError("--config sets everything; leave out --preset and --algo")
+    try:
+        text = Path(chosen.config).read_text(encoding="utf-8")
+    except OSError as problem:
+        raise UserError(f"cannot read --config {chosen.config}: {problem.strerror}") from None
+    return dataclasses.replace(load(text, chosen.config), env=env)
+
+
+def _environment_arguments(words: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Take `--env.NAME VALUE` and `--env.NAME=VALUE` out of the words; values are read as YAML."""
+    own: dict[str, Any] = {}
+    rest: list[str] = []
+    queue = iter(words)
+    for word in queue:
+        if not word.startswith("--env."):
+            rest.append(word)
+            continue
+        name, equals, text = word.removeprefix("--env.").partition("=")
+        value = text if equals else next(queue, None)
+        if value is None or not name:
+            raise UserError(f"{word} needs a name and a value: --env.NAME VALUE")
+        own[name.replace("-", "_")] = yaml.safe_load(value)
+    return own, rest
+
+
+def _show(outcome: Any) -> None:
+    console = Console()
+    if outcome.evaluation is not None:
+        console.print(outcome.evaluation.table())
+    if outcome.comparison is not None:
+        console.print(outcome.comparison.table())
+    console.print(f"run folder: {outcome.folder.path}", markup=False, highlight=False, soft_wrap=True)
+    if outcome.finished:
+        console.print(f"curve:      {outcome.folder.curve}", markup=False, highlight=False, soft_wrap=True)
+    else:
+        console.print(
+            f"stopped early; continue with: greenroom resume {outcome.folder.path}", markup=False, soft_wrap=True
+        )
+
+
+def _resume(words: list[str]) -> None:
+    options = tyro.cli(Resume, args=words, prog="greenroom resume")
+    from greenroom.session import resume
+
+    _show(resume(options.run_dir, total_steps=options.total_steps, quiet=options.quiet))
+
+
+def _evaluate(words: list[str]) -> None:
+    words = ["--no-greedy" if word == "--sample" else word for word in words]
+    options = tyro.cli(Evaluate, args=words, prog="greenroom evaluate")
+    from greenroom.session import examine
+
+    report = examine(
+        options.run_dir,
+        episodes=options.episodes,
+        seed=options.seed,
+        greedy=options.greedy,
+        which=options.checkpoint,
+        video=options.video,
+    )
+    if options.json:
+        print(json.dumps(report.to_json()))
+        return
+    console = Console()
+    console.print(report.evaluation.table())
+    if report.comparison is not None:
+        console.print(report.comparison.table())
+    if report.video is not None:
+        console.print(f"video: {report.video}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _compare(words: list[str]) -> None:
+    options = tyro.cli(Compare, args=words, prog="greenroom compare")
+    from greenroom.comparison import compare
+
+    result = compare(options.runs, reference=options.reference, output=options.output)
+    if options.json:
+        print(json.dumps(result.to_json()))
+    else:
+        Console().print(result.table())
+
+
+def _list(words: list[str]) -> None:
+    options = tyro.cli(List, args=words, prog="greenroom list")
+    from greenroom.envs.choose import list_environments
+
+    console = Console()
+    if options.env:
+        console.print(_arguments_of(options.env))
+        return
+    for stage, names in list_environments().items():
+        shown = names if len(names) <= 40 else [*names[:40], f"… {len(names) - 40} more"]
+        console.print(f"[bold]{stage}[/bold] environments: {', '.join(shown)}", highlight=False)
+    table = Table("preset", "algorithm", "for", box=None, title="presets", title_justify="left")
+    for name, entry in PRESETS.items():
+        table.add_row(name, entry.algo, entry.about)
+    console.print(f"[bold]algorithms[/bold]: {', '.join(ALGORITHMS)}", highlight=False)
+    console.print(table)
+
+
+def _arguments_of(env: str) -> Table:
+    """An environment's own arguments with defaults, and their meaning where the environment documents it."""
+    from greenroom.envs.arguments import arguments_of
+
+    table = Table("option", "default", "meaning", box=None)
+    for argument in arguments_of(env):
+        table.add_row(f"--env.{argument.name}", argument.default, argument.about)
+    return table
+
+
+_COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": _train,
+    "resume": _resume,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "list": _list,
+}
+
+
+def _print_usage() -> None:
+    console = Console()
+    console.print("greenroom COMMAND …   (greenroom COMMAND --help tells its options)\n", markup=False)
+    table = Table(box=None, show_header=False)
+    for name, kind in zip(_COMMANDS, (Train, Resume, Evaluate, Compare, List), strict=True):
+        table.add_row(name, (kind.__doc__ or "").split("\n")[0])
+    console.print(table)

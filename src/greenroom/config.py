@@ -1,0 +1,216 @@
+"""A run's configuration: one frozen tree of dataclasses, saved as given, reloadable, every leaf an option.
+
+Where a field may be one of several components (algorithm, network, optimiser), the tables here name them; in YAML the
+name stands beside the component's own fields under the key `kind`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import tyro
+import yaml
+
+from greenroom.algorithms import ALGORITHMS, AlgorithmConfig
+from greenroom.algorithms.actor_critic import PPOConfig
+from greenroom.errors import UserError, nearest
+from greenroom.networks import Impala, Mlp, Nature, Nips
+from greenroom.optim import Adam, RMSprop
+from greenroom.policy import PolicyConfig
+
+NETWORKS = {"mlp": Mlp, "nips": Nips, "nature": Nature, "impala": Impala}
+OPTIMIZERS = {"adam": Adam, "rmsprop": RMSprop}
+KINDS: dict[str, type] = {**ALGORITHMS, **NETWORKS, **OPTIMIZERS}
+
+Stage = Literal["auto", "native", "workers", "inline", "device"]
+Sink = Literal["tensorboard", "wandb", "mlflow"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that determines a run."""
+
+    env: Annotated[str, tyro.conf.Suppress]
+    """The environment: a name of `greenroom list`, a Gymnasium id, or `package.module:factory`."""
+    env_kwargs: Annotated[dict[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
+    """The environment's own arguments; on the command line `--env.NAME VALUE`."""
+    num_envs: int = 64
+    """Actors: environments stepped in parallel (B)."""
+    num_workers: int = 0
+    """Worker processes of the `workers` stage, or threads of the `native` one; 0: as many as there are cores."""
+    stage: Stage = "auto"
+    """Where environments are stepped; `auto` measures and says what it picked."""
+    collect: Literal["sync", "double"] = "sync"
+    """`double`: two groups of environments take turns, one being stepped while the policy decides for the other."""
+    rollout_length: int = 5
+    """Steps per environment between updates (T)."""
+    total_steps: int = 1_000_000
+    """Agent steps of the whole run, summed over environments."""
+    seed: int = 0
+    """All random draws of the run derive from it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the learner computes; `auto`: a GPU if there is one."""
+    threads: int = 0
+    """CPU threads of tensor operations; 0: torch's own choice."""
+    algorithm: AlgorithmConfig = field(default_factory=PPOConfig)
+    """The learning algorithm."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """The policy's network and what surrounds it."""
+    eval_every: int = 0
+    """Evaluate greedily whenever so many agent steps have passed; 0: only at the end."""
+    eval_episodes: int = 32
+    """Episodes of each evaluation, the one at the end included."""
+    save_every: int = 0
+    """Save a checkpoint whenever so many agent steps have passed; 0: ten times a run. The end is always saved."""
+    keep: int = 3
+    """Newest checkpoints that are kept; the best evaluated one stays in any case."""
+    log_seconds: float = 2.0
+    """Least time between two lines of metrics, in seconds of collecting and learning."""
+    sinks: tuple[Sink, ...] = ("tensorboard",)
+    """Where metrics go besides the terminal and `metrics.jsonl`."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_envs", "rollout_length", "total_steps", "eval_episodes", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("num_workers", "threads", "eval_every", "save_every", "seed", "log_seconds"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative, and is {getattr(self, name)}")
+        if self.collect == "double" and self.num_envs % 2:
+            raise UserError(f"collect=double halves the actors: num_envs must be even, not {self.num_envs}")
+        if isinstance(self.algorithm, PPOConfig) and self.algorithm.minibatches > self.steps_per_update:
+            raise UserError(
+                f"minibatches ({self.algorithm.minibatches}) must not exceed the steps of a rollout, "
+                f"num_envs × rollout_length = {self.steps_per_update}"
+            )
+
+    @property
+    def algo(self) -> str:
+        """The algorithm's name."""
+        return kind_of(self.algorithm)
+
+    @property
+    def steps_per_update(self) -> int:
+        """Agent steps per rollout, T·B."""
+        return self.num_envs * self.rollout_length
+
+    @property
+    def save_interval(self) -> int:
+        """Agent steps between checkpoints."""
+        return self.save_every or max(1, self.total_steps // 10)
+
+
+def kind_of(component: object) -> str:
+    """The name under which a component's class stands in the tables."""
+    return next(name for name, kind in KINDS.items() if type(component) is kind)
+
+
+def to_dict(config: object) -> dict[str, Any]:
+    """A config as plain values, complete: what `from_dict` takes."""
+    assert dataclasses.is_dataclass(config)
+    plain: dict[str, Any] = {"kind": kind_of(config)} if type(config) in KINDS.values() else {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        plain[item.name] = (
+            to_dict(value)
+            if dataclasses.is_dataclass(value)
+            else list(value)
+            if isinstance(value, tuple)
+            else dict(value)
+            if isinstance(value, dict)
+            else value
+        )
+    return plain
+
+
+def dump(config: RunConfig) -> str:
+    """The config as YAML."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def load(text: str, source: str) -> RunConfig:
+    """The config that `dump` wrote, or that a user wrote by hand.
+
+    Args:
+        text: YAML; missing keys take their defaults.
+        source: where it came from, for messages.
+
+    Raises:
+        UserError: not YAML, an unknown key, a value of the wrong type or out of range; names the key.
+    """
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as problem:
+        raise UserError(f"{source} is not valid YAML: {problem}") from None
+    config = from_dict(RunConfig, data, source)
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def from_dict(kind: Any, data: object, where: str) -> Any:
+    """Build dataclass `kind` from plain values, strictly."""
+    if not isinstance(data, dict):
+        raise UserError(f"{where}: expected a mapping of {kind.__name__}'s fields, found {data!r}")
+    types_of = _hints(kind)
+    for key in data:
+        if key not in types_of:
+            raise UserError(f"{where}: unknown key {key!r}{nearest(str(key), types_of)}")
+    required = [f.name for f in dataclasses.fields(kind) if _has_no_default(f) and f.name not in data]
+    if required:
+        raise UserError(f"{where}: missing key {required[0]!r}")
+    values = {key: _value(types_of[key], value, f"{where}: {key}") for key, value in data.items()}
+    try:
+        return kind(**values)
+    except UserError as problem:
+        raise UserError(f"{where}: {problem}") from None
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _has_no_default(item: dataclasses.Field[Any]) -> bool:
+    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        return _one_of(typing.get_args(kind), value, where)
+    if dataclasses.is_dataclass(kind):
+        return from_dict(kind, value, where)
+    if origin is Literal:
+        known = [str(choice) for choice in typing.get_args(kind)]
+        if value not in known:
+            raise UserError(f"{where}: {value!r} is not a valid value{nearest(str(value), known)}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{where}: expected a list, found {value!r}")
+        return tuple(_value(typing.get_args(kind)[0], part, f"{where}[{i}]") for i, part in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise UserError(f"{where}: expected a mapping with names as keys, found {value!r}")
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    # bool is a subclass of int, and nobody means True by num_envs.
+    if type(value) is not kind:
+        raise UserError(f"{where}: expected {kind.__name__}, found {value!r}")
+    return value
+
+
+def _one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    """A component out of several: its `kind` says which."""
+    named = {name: kind for name, kind in KINDS.items() if kind in kinds}
+    if not isinstance(value, dict) or "kind" not in value:
+        raise UserError(f"{where}: expected a mapping with `kind`, one of {', '.join(named)}")
+    if value["kind"] not in named:
+        raise UserError(f"{where}: no kind {value['kind']!r}{nearest(str(value['kind']), named)}")
+    return from_dict(named[value["kind"]], {key: part for key, part in value.items() if key != "kind"}, where)

@@ -1,0 +1,54 @@
+"""Which arguments of its own an environment takes: what `--env.NAME` may name."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import docstring_parser
+
+from greenroom.envs.ale import AleConfig
+from greenroom.envs.device import DEVICE_ENVIRONMENTS
+from greenroom.envs.gym import Factory
+from greenroom.envs.native import native_for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Argument:
+    """One argument of an environment."""
+
+    name: str
+    default: str
+    """As text; empty where there is none."""
+    about: str
+    """What it means, where the environment documents it."""
+
+
+def arguments_of(env: str) -> list[Argument]:
+    """The arguments of the environment `env`.
+
+    Raises:
+        UserError: there is no such environment.
+    """
+    if env in DEVICE_ENVIRONMENTS:
+        return _of(DEVICE_ENVIRONMENTS[env])
+    if native_for(env) == "ale":
+        return _of(AleConfig)
+    return _of(Factory(env=env).signature)
+
+
+def _of(maker: Callable[..., Any]) -> list[Argument]:
+    documented = docstring_parser.parse_from_object(maker)
+    about = {param.arg_name: " ".join((param.description or "").split()) for param in documented.params}
+    defaults = {name: parameter.default for name, parameter in inspect.signature(maker).parameters.items()}
+    if dataclasses.is_dataclass(maker):
+        defaults = {field.name: field.default for field in dataclasses.fields(maker)}
+    nothing = (inspect.Parameter.empty, dataclasses.MISSING)
+    return [
+        Argument(name=name, default="" if value in nothing else str(value), about=about.get(name, ""))
+        for name, value in defaults.items()
+        if name not in ("args", "kwargs")
+    ]

@@ -1,0 +1,203 @@
+"""`make`: build the environments on the stage that suits them, and say which and why in one line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from greenroom.envs.base import Environment
+from greenroom.envs.board import Board
+from greenroom.envs.gym import Cast, Factory, Source, unknown
+from greenroom.errors import UserError, nearest
+from greenroom.machine import available_cores
+
+STAGES = ("auto", "native", "workers", "inline", "device")
+
+_MEASURE_SECONDS = 0.4  # hard limit of the measurement; a step that takes longer is measured once
+_ENOUGH = (0.1, 200)  # seconds and steps after which a cheap environment is known well enough
+_EXCHANGE_SECONDS = 60e-6  # waking the workers and the parent once a batch …
+_EXCHANGE_SECONDS_PER_WORKER = 20e-6  # … and what each worker adds
+_WORTH_IT = 0.6  # workers must be expected to need less than this share of the inline time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A stage and the reason for it."""
+
+    stage: str
+    reason: str
+    num_workers: int = 0
+
+
+def make(
+    env: Source,
+    *,
+    num_envs: int,
+    stage: str = "auto",
+    num_workers: int | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+    say: Callable[[str], None] = print,
+) -> Environment:
+    """B environments of one kind, behind the `Environment` protocol.
+
+    With `stage="auto"`, a batched environment runs on the device and an Atari game on its native stage. Any other is
+    built once here and stepped with random actions for at most 0.4 s. Workers are chosen if the batch is expected to
+    take less than 60 % of its time in this process: `num_envs / num_workers` steps of the slowest worker and
+    60 µs + 20 µs a worker for the exchange, against `num_envs` steps.
+
+    Args:
+        env: A name from `list_environments`, a Gymnasium id, `package.module:factory`, or a callable that returns a
+            `gymnasium.Env`.
+        num_envs: B.
+        stage: `auto`, `native`, `workers`, `inline` or `device`.
+        num_workers: Worker processes (stage `workers`) or threads (stage `native`); by default as many as there are
+            cores and as divide `num_envs`. A number given with `auto` asks for workers where there is no faster stage.
+        kwargs: The environment's own arguments.
+        device: Where a device environment lives; other stages live on the CPU.
+        say: Gets one line: which stage, and why.
+
+    Raises:
+        UserError: Unknown environment, stage or argument, a missing package, or numbers that do not divide.
+    """
+    given = dict(kwargs or {})
+    if num_envs < 1:
+        raise UserError(f"num_envs must be at least 1, not {num_envs}")
+    if num_workers is not None and num_workers < 1:
+        raise UserError(f"num_workers must be at least 1, not {num_workers}")
+    choice = _choose(env, num_envs, stage, num_workers, given)
+    environment = _build(env, choice, num_envs, given, device)
+    say(f"stage: {choice.stage}{f' × {choice.num_workers}' if choice.stage == 'workers' else ''} ({choice.reason})")
+    return environment
+
+
+def list_environments() -> dict[str, list[str]]:
+    """Names that `make` knows without further ado, by stage; any importable `package.module:factory` works besides."""
+    from greenroom.envs.device import DEVICE_ENVIRONMENTS
+    from greenroom.envs.native import native_for
+
+    try:
+        import ale_py
+
+        gymnasium.register_envs(ale_py)
+    except ImportError:
+        pass
+    ids = sorted(gymnasium.registry)
+    return {
+        "device": sorted(DEVICE_ENVIRONMENTS),
+        "native": [name for name in ids if native_for(name)],
+        "gymnasium": [name for name in ids if not native_for(name)],
+    }
+
+
+def _choose(env: Source, num_envs: int, stage: str, num_workers: int | None, kwargs: Mapping[str, Any]) -> Choice:
+    if stage not in STAGES:
+        raise UserError(f"unknown stage {stage!r}{nearest(stage, STAGES)}")
+    best = _only_stage(env)
+    if stage == "auto" and best:
+        return Choice(stage=best.stage, reason=best.reason, num_workers=num_workers or 0)
+    if best and best.stage == "device" and stage != "device":
+        raise UserError(f"{env!r} is a device environment; use --stage device or auto, not {stage}")
+    if stage == "workers" or (stage == "auto" and num_workers is not None):
+        asked = num_workers or largest_divisor(num_envs, available_cores())
+        return Choice(stage="workers", reason="as asked", num_workers=asked)
+    if stage != "auto":
+        return Choice(stage=stage, reason="as asked", num_workers=num_workers or 0)
+    return _by_measurement(Factory(env=env, kwargs=kwargs), num_envs)
+
+
+def _only_stage(env: Source) -> Choice | None:
+    """The stage of an environment that needs no measurement."""
+    from greenroom.envs.device import DEVICE_ENVIRONMENTS
+    from greenroom.envs.native import native_for
+
+    if not isinstance(env, str):
+        return None
+    if env in DEVICE_ENVIRONMENTS:
+        return Choice(stage="device", reason="written as batched tensor code")
+    if ":" not in env and not native_for(env) and env not in gymnasium.registry:
+        raise unknown(env, (name for names in list_environments().values() for name in names))
+    native = native_for(env)
+    return Choice(stage="native", reason=f"{native} steps it in C++ threads") if native else None
+
+
+def _by_measurement(factory: Factory, num_envs: int) -> Choice:
+    cores = available_cores()
+    num_workers = largest_divisor(num_envs, cores)
+    seconds = measure_step(factory)
+    inline = seconds * num_envs
+    cost = f"one {factory.name} step takes {_time(seconds)}"
+    if num_workers == 1:
+        why = (
+            "there is one core" if cores == 1 else f"no number of workers up to {cores} divides {num_envs} environments"
+        )
+        return Choice(stage="inline", reason=f"{cost}; {why}")
+    workers = inline / num_workers + _EXCHANGE_SECONDS + _EXCHANGE_SECONDS_PER_WORKER * num_workers
+    expected = f"{cost}; {num_envs} take {_time(inline)} here, about {_time(workers)} in {num_workers} workers"
+    stage = "workers" if workers < _WORTH_IT * inline else "inline"
+    return Choice(stage=stage, reason=expected, num_workers=num_workers)
+
+
+def measure_step(factory: Factory) -> float:
+    """Seconds that one step of one environment takes, with random actions, checks and resets included."""
+    cast = Cast(factory, 0, 1)
+    try:
+        board = Board(cast.layout, num_envs=1, num_workers=0)
+        cast.enter(board)
+        cast.reset([0])
+        rng = np.random.default_rng(0)
+        form, steps = cast.layout.action, 0
+        begin = time.perf_counter()
+        while True:
+            board.action[0] = (
+                rng.uniform(form.low, form.high).reshape(form.shape)
+                if form.low
+                else (rng.integers(form.count).reshape(form.shape))
+            )
+            for _ in cast.step():
+                pass
+            steps += 1
+            elapsed = time.perf_counter() - begin
+            if elapsed > _MEASURE_SECONDS or (elapsed > _ENOUGH[0] and steps > _ENOUGH[1]):
+                return elapsed / steps
+    finally:
+        cast.close()
+
+
+def largest_divisor(num_envs: int, limit: int) -> int:
+    """The largest number of workers up to `limit` that share `num_envs` environments evenly."""
+    return max(count for count in range(1, min(num_envs, max(limit, 1)) + 1) if num_envs % count == 0)
+
+
+def _build(
+    env: Source, choice: Choice, num_envs: int, kwargs: dict[str, Any], device: torch.device | str
+) -> Environment:
+    if choice.stage == "inline":
+        from greenroom.envs.inline import InlineEnvironment
+
+        return InlineEnvironment(env, num_envs=num_envs, kwargs=kwargs)
+    if choice.stage == "workers":
+        from greenroom.envs.workers import WorkersEnvironment
+
+        return WorkersEnvironment(env, num_envs=num_envs, num_workers=choice.num_workers, kwargs=kwargs)
+    if not isinstance(env, str):
+        raise UserError(f"a callable cannot run on stage {choice.stage}; use --stage inline, workers or auto")
+    if choice.stage == "native":
+        from greenroom.envs.native import make_native
+
+        return make_native(env, num_envs, choice.num_workers, kwargs)
+    from greenroom.envs.device import make_device
+
+    return make_device(env, num_envs, kwargs, device)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} µs"
+    return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"

@@ -1,0 +1,216 @@
+"""The device stage: B environments as one set of tensors, stepped by tensor code where the learner lives.
+
+`DeviceEnvironment` adds to a `Model` what every environment needs: resets, time limits, episode sums, seeds, snapshots.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from greenroom import seeding
+from greenroom.envs.base import EpisodeTracker
+from greenroom.envs.lost_sales import LostSales
+from greenroom.envs.model import Model, State
+from greenroom.envs.probes import PROBES
+from greenroom.errors import EnvironmentFault, UserError, nearest
+from greenroom.spec import Bounded, EnvSpec, MultiDiscrete
+from greenroom.types import Obs, Step, map_obs
+
+
+class DeviceEnvironment:
+    """A batched model behind the `Environment` protocol; always `Snapshotable`.
+
+    Chance inside a step and chance at a reset come from two generators: what happens to an actor depends on the seed
+    and on the time step alone, so two policies under one seed can be compared pair by pair.
+    """
+
+    def __init__(self, model: Model, num_envs: int, device: torch.device | str = "cpu") -> None:
+        if num_envs < 1:
+            raise UserError(f"num_envs must be at least 1, not {num_envs}")
+        self.model = model
+        self._spec, self._num_envs, self._device = model.spec, num_envs, torch.device(device)
+        # Without termination every end is known from counting alone. The ages then live on the host, so that asking
+        # "did anything end?" never waits for the device.
+        clock_device = self._device if model.terminates else torch.device("cpu")
+        self._age = torch.zeros(num_envs, dtype=torch.int64, device=clock_device)
+        self._nowhere = torch.zeros(num_envs, dtype=torch.bool, device=self._device)
+        self._tracker = EpisodeTracker(num_envs, self._spec.signals, self._device)
+        self._dynamics, self._resets = torch.Generator(self._device), torch.Generator(self._device)
+        self._state: State = {}
+        self._action: Tensor | None = None
+
+    @property
+    def spec(self) -> EnvSpec:
+        """What one environment looks like."""
+        return self._spec
+
+    @property
+    def num_envs(self) -> int:
+        """B."""
+        return self._num_envs
+
+    @property
+    def device(self) -> torch.device:
+        """Where all tensors live."""
+        return self._device
+
+    @property
+    def state(self) -> State:
+        """The current states `[B, ...]`, for rules that read the state rather than the observation."""
+        return self._state
+
+    def reset(self, seed: int) -> Obs:
+        """Start B new episodes; the same seed gives the same chance events, whatever the actions. Obs `[B, ...]`."""
+        self._dynamics = seeding.generator(seed, "environment", device=self._device)
+        self._resets = seeding.generator(seed, "environment", "resets", device=self._device)
+        self._state = self.model.initial(self._num_envs, self._resets, self._device)
+        self._check_state()
+        self._action = None
+        self._age.zero_()
+        self._tracker.reset()
+        return self.model.observe(self._state)
+
+    def send(self, action: Tensor) -> None:
+        """Hand over one action per environment; the step itself is computed in `recv`."""
+        if not self._state:
+            raise RuntimeError("send before reset: call reset(seed) first")
+        if self._action is not None:
+            raise RuntimeError("send was called twice without recv in between")
+        self._check_action(action)
+        self._action = action
+
+    @torch.no_grad()
+    def recv(self) -> Step:
+        """Compute the step for the last `send`."""
+        if self._action is None:
+            raise RuntimeError("recv without send: hand over an action first")
+        transition = self.model.step(self._state, self._action, self._dynamics)
+        if (transition.terminated is None) == self.model.terminates:
+            raise EnvironmentFault(
+                f"{self._spec.name}: Transition.terminated must be None exactly when the model's `terminates` is False"
+            )
+        self._state, self._action = transition.state, None
+        self._age += 1
+        truncated = self._age == self.model.horizon
+        terminated = self._nowhere if transition.terminated is None else transition.terminated
+        ended = truncated if transition.terminated is None else truncated | terminated
+        some_ended = bool(ended.any())
+        episodes = self._tracker.update(transition.reward, ended, transition.signals)
+        obs = self.model.observe(self._state)
+        final_obs = map_obs(lambda part: part[:0], obs)
+        if some_ended:
+            final_obs = map_obs(lambda part: part[ended.to(self._device)], obs)
+            self._restart(ended)
+            obs = self.model.observe(self._state)
+        return Step(
+            obs=obs,
+            reward=transition.reward,
+            terminated=terminated,
+            truncated=truncated.to(self._device) if some_ended else self._nowhere,
+            final_obs=final_obs,
+            episodes=dataclasses.replace(episodes, index=episodes.index.to(self._device)),
+            signals=transition.signals,
+        )
+
+    def _restart(self, ended: Tensor) -> None:
+        """Begin new episodes where `ended`; as many draws as for all B, so that chance does not depend on who ended."""
+        self._age[ended] = 0
+        here = ended.to(self._device)
+        fresh = self.model.initial(self._num_envs, self._resets, self._device)
+        self._state = {
+            name: torch.where(here.view(-1, *[1] * (part.ndim - 1)), fresh[name], part)
+            for name, part in self._state.items()
+        }
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def state_dict(self) -> dict[str, object]:
+        """States, ages, running sums and both generators."""
+        if self._action is not None:
+            raise RuntimeError("state_dict between send and recv")
+        return {
+            "state": {name: part.clone() for name, part in self._state.items()},
+            "age": self._age.clone(),
+            "tracker": self._tracker.state_dict(),
+            "dynamics": seeding.generator_state(self._dynamics),
+            "resets": seeding.generator_state(self._resets),
+        }
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Continue from `state`, which may have been saved on another device of the same kind."""
+        saved, age, tracker = state["state"], state["age"], state["tracker"]
+        dynamics, resets = state["dynamics"], state["resets"]
+        assert isinstance(saved, dict) and isinstance(tracker, dict)
+        assert isinstance(age, Tensor) and isinstance(dynamics, Tensor) and isinstance(resets, Tensor)
+        if age.shape != self._age.shape:
+            raise UserError(f"{self._spec.name}: the snapshot has {len(age)} environments, not {self.num_envs}")
+        self._state = {name: part.to(self._device, copy=True) for name, part in saved.items()}
+        self._age.copy_(age)
+        self._tracker.load_state_dict(tracker)
+        self._dynamics.set_state(dynamics.cpu())
+        self._resets.set_state(resets.cpu())
+        self._action = None
+
+    def _check_action(self, action: Tensor) -> None:
+        match self._spec.action:
+            case Bounded(shape=trailing):
+                dtype = torch.float32
+            case MultiDiscrete(nvec=nvec):
+                trailing, dtype = (len(nvec),), torch.int64
+            case _:
+                trailing, dtype = (), torch.int64
+        if action.shape != (self._num_envs, *trailing) or action.dtype != dtype:
+            raise ValueError(
+                f"{self._spec.name}: actions must be {dtype} {[self._num_envs, *trailing]}, "
+                f"not {action.dtype} {list(action.shape)}"
+            )
+
+    def _check_state(self) -> None:
+        for name, part in self._state.items():
+            if part.shape[:1] != (self._num_envs,):
+                raise EnvironmentFault(
+                    f"{self._spec.name}: state {name!r} has shape {list(part.shape)}; "
+                    f"its leading axis must be num_envs = {self._num_envs}"
+                )
+
+
+def _probe(name: str) -> Model:
+    return PROBES[name].model
+
+
+DEVICE_ENVIRONMENTS: dict[str, Callable[..., Model]] = {
+    "lost-sales": LostSales,
+    **{name: partial(_probe, name) for name in PROBES},
+}
+"""Name → what makes the model: a frozen dataclass of parameters, or a function without any."""
+
+
+def make_device(
+    name: str, num_envs: int, kwargs: Mapping[str, object] | None = None, device: torch.device | str = "cpu"
+) -> DeviceEnvironment:
+    """Build the device environment `name` with B actors.
+
+    Args:
+        name: a key of `DEVICE_ENVIRONMENTS`.
+        num_envs: B, at least 1.
+        kwargs: values for the fields of that environment's dataclass; the rest keep their defaults.
+        device: where its tensors are to live.
+
+    Raises:
+        UserError: unknown name, unknown keyword, or a value that the environment refuses.
+    """
+    if name not in DEVICE_ENVIRONMENTS:
+        raise UserError(f"no device environment {name!r}{nearest(name, DEVICE_ENVIRONMENTS)}")
+    factory = DEVICE_ENVIRONMENTS[name]
+    known = inspect.signature(factory).parameters
+    for key in kwargs or {}:
+        if key not in known:
+            raise UserError(f"{name} has no parameter {key!r}{nearest(key, known)}")
+    return DeviceEnvironment(factory(**(kwargs or {})), num_envs, device)

@@ -1,0 +1,108 @@
+"""The inline stage: B Gymnasium environments stepped in this process. Best for cheap environments and for debugging."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from greenroom.envs.board import Board
+from greenroom.envs.gym import Cast, Factory, Source
+from greenroom.envs.snapshot import NotSnapshotable
+from greenroom.envs.tensors import BoardTensors, env_seeds, pack_states, spec_of, unpack_states
+from greenroom.spec import EnvSpec
+from greenroom.types import Obs, Step
+
+
+class InlineEnvironment:
+    """Implements `Environment` and, where its environments can be captured, `Snapshotable`."""
+
+    def __init__(self, env: Source, *, num_envs: int, kwargs: Mapping[str, Any] | None = None) -> None:
+        factory = Factory(env=env, kwargs=kwargs or {})
+        self._num_envs = num_envs
+        self._cast = Cast(factory, 0, num_envs)
+        self._spec = spec_of(self._cast.layout, factory.name)
+        board = Board(self._cast.layout, num_envs, num_workers=0)
+        self._tensors = BoardTensors(board, self._cast.layout)
+        self._cast.enter(board)
+        self._started = self._sent = False
+        self._can_snapshot: bool | None = None
+
+    @property
+    def spec(self) -> EnvSpec:
+        """What one environment looks like."""
+        return self._spec
+
+    @property
+    def num_envs(self) -> int:
+        """B."""
+        return self._num_envs
+
+    @property
+    def device(self) -> torch.device:
+        """Always the CPU."""
+        return torch.device("cpu")
+
+    @property
+    def can_snapshot(self) -> bool:
+        """Whether `state_dict` works for this environment: found out by trying once."""
+        if self._can_snapshot is None:
+            try:
+                self.state_dict()
+                self._can_snapshot = True
+            except NotSnapshotable:
+                self._can_snapshot = False
+        return self._can_snapshot
+
+    def reset(self, seed: int) -> Obs:
+        """Start B new episodes, environment i from the seed derived for it. Returns obs `[B, ...]`."""
+        self._cast.reset(env_seeds(seed, self._num_envs))
+        self._tensors.episodes.reset()
+        self._started, self._sent = True, False
+        return self._tensors.obs()
+
+    def send(self, action: Tensor) -> None:
+        """Take one action per environment; they are stepped when the answer is asked for."""
+        if self._sent or not self._started:
+            raise RuntimeError("send comes after reset or recv")
+        self._tensors.write_action(action)
+        self._sent = True
+
+    def recv(self) -> Step:
+        """Step the environments in turn."""
+        if not self._sent:
+            raise RuntimeError("recv comes after send")
+        self._sent = False
+        for _ in self._cast.step():
+            pass
+        return self._tensors.step()
+
+    def state_dict(self) -> dict[str, object]:
+        """Every environment's state and the running episodes.
+
+        Raises:
+            NotSnapshotable: The environments hold something that cannot be captured.
+        """
+        self._start()
+        return {"envs": pack_states(self._cast.capture()), "episodes": self._tensors.episodes.state_dict()}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Continue from `state`, saved by this stage or by workers with as many of the same environments."""
+        self._start()
+        self._cast.restore(unpack_states(state["envs"], self._num_envs))
+        episodes = state["episodes"]
+        assert isinstance(episodes, dict)
+        self._tensors.episodes.load_state_dict(episodes)
+
+    def close(self) -> None:
+        """Close every environment."""
+        self._cast.close()
+        self._started = self._sent = False
+
+    def _start(self) -> None:
+        if self._sent:
+            raise RuntimeError("a snapshot is taken between recv and send")
+        if not self._started:
+            self.reset(0)

@@ -1,0 +1,111 @@
+"""A stage's board as tensors: what its consumer sees, made from the same memory."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from greenroom.envs.base import EpisodeTracker
+from greenroom.envs.board import Board
+from greenroom.envs.spaces import ActionForm, Layout, Leaf
+from greenroom.errors import UserError
+from greenroom.seeding import derive
+from greenroom.spec import ActionSpec, ArraySpec, Bounded, Discrete, EnvSpec, MultiDiscrete
+from greenroom.types import Obs, Step
+
+
+def spec_of(layout: Layout, name: str) -> EnvSpec:
+    """The public description of an environment with this layout."""
+    parts = {leaf.name: _array_spec(leaf) for leaf in layout.leaves}
+    obs = parts if layout.is_dict else parts[""]
+    return EnvSpec(name=name, obs=obs, action=_action_spec(layout.action), signals=layout.signals)
+
+
+def _array_spec(leaf: Leaf) -> ArraySpec:
+    return ArraySpec(shape=leaf.shape, dtype=getattr(torch, leaf.dtype), low=leaf.low, high=leaf.high)
+
+
+def _action_spec(form: ActionForm) -> ActionSpec:
+    if form.kind == "discrete":
+        return Discrete(n=form.count[0])
+    if form.kind == "multi_discrete":
+        return MultiDiscrete(nvec=form.count)
+    return Bounded(shape=form.shape, low=form.low, high=form.high)
+
+
+def env_seeds(seed: int, num_envs: int) -> list[int]:
+    """One seed per environment, of 31 bits because that is what simulators take."""
+    return [derive(seed, "environment", index) & 0x7FFFFFFF for index in range(num_envs)]
+
+
+def pack_states(states: list[Any]) -> Tensor:
+    """Captured environments (values that JSON can hold) as one uint8 tensor."""
+    return torch.from_numpy(np.frombuffer(json.dumps(states).encode(), np.uint8).copy())
+
+
+def unpack_states(packed: object, num_envs: int) -> list[Any]:
+    """The inverse of `pack_states`.
+
+    Raises:
+        UserError: The states are those of another number of environments.
+    """
+    assert isinstance(packed, Tensor)
+    states = json.loads(packed.cpu().numpy().tobytes())
+    if len(states) != num_envs:
+        raise UserError(
+            f"the saved state is of {len(states)} environments and there are {num_envs}; use num_envs={len(states)}"
+        )
+    return list(states)
+
+
+class BoardTensors:
+    """Views of a board, and the count of its running episodes."""
+
+    def __init__(self, board: Board, layout: Layout) -> None:
+        self._names = [leaf.name for leaf in layout.leaves]
+        self._is_dict = layout.is_dict
+        self._obs = [torch.from_numpy(rows) for rows in board.obs]
+        self._final = [torch.from_numpy(rows) for rows in board.final]
+        self._action = torch.from_numpy(board.action)
+        self._reward = torch.from_numpy(board.reward)
+        self._terminated, self._truncated = torch.from_numpy(board.terminated), torch.from_numpy(board.truncated)
+        self._signals = {name: torch.from_numpy(board.signals[i]) for i, name in enumerate(layout.signals)}
+        self.episodes = EpisodeTracker(len(board.reward), layout.signals)
+
+    def write_action(self, action: Tensor) -> None:
+        """Copy one action per environment into the board.
+
+        Raises:
+            UserError: Another shape, or another kind of number, than the environment's actions have.
+        """
+        if action.shape != self._action.shape or action.is_floating_point() != self._action.is_floating_point():
+            raise UserError(
+                f"send wants {self._action.dtype} actions of shape {tuple(self._action.shape)}, "
+                f"not {action.dtype} of shape {tuple(action.shape)}"
+            )
+        self._action.copy_(action)
+
+    def obs(self) -> Obs:
+        """`[B, ...]`: what to act on next."""
+        return self._form(self._obs)
+
+    def step(self) -> Step:
+        """Everything that the last batch of steps left on the board."""
+        ended = self._terminated | self._truncated
+        rows = ended.nonzero().squeeze(1)
+        return Step(
+            obs=self._form(self._obs),
+            reward=self._reward,
+            terminated=self._terminated,
+            truncated=self._truncated,
+            final_obs=self._form([final[rows] for final in self._final]),
+            episodes=self.episodes.update(self._reward, ended, self._signals),
+            signals=self._signals,
+        )
+
+    def _form(self, parts: list[Tensor]) -> Obs:
+        return dict(zip(self._names, parts, strict=True)) if self._is_dict else parts[0]

@@ -1,0 +1,213 @@
+"""The workers stage: any Gymnasium environment in `num_workers` processes; shared memory, no pickling per step."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import cloudpickle
+import torch
+from torch import Tensor
+
+from greenroom.envs.board import Board, board_bytes
+from greenroom.envs.crew import Crew
+from greenroom.envs.gym import Factory, Source
+from greenroom.envs.snapshot import NotSnapshotable
+from greenroom.envs.tensors import BoardTensors, env_seeds, pack_states, spec_of, unpack_states
+from greenroom.errors import EnvironmentFault, UserError
+from greenroom.machine import available_cores
+from greenroom.spec import EnvSpec
+from greenroom.types import Obs, Step
+
+_SPIN_SECONDS = 50e-6  # about what it costs to be put to sleep and woken again
+
+
+class WorkersEnvironment:
+    """Implements `Environment` and, where its environments can be captured, `Snapshotable`.
+
+    After any fault the stage is closed: its processes are gone before the exception is raised.
+
+    Args:
+        env: A Gymnasium id, `package.module:factory`, or a callable that returns a `gymnasium.Env`.
+        num_envs: B.
+        num_workers: Processes; divides `num_envs`.
+        kwargs: The environment's own arguments.
+        timeout: Seconds that a worker may take to build, reset or step its share once.
+
+    Raises:
+        UserError: The environment cannot be built, or the numbers do not divide.
+    """
+
+    def __init__(
+        self,
+        env: Source,
+        *,
+        num_envs: int,
+        num_workers: int,
+        kwargs: Mapping[str, Any] | None = None,
+        timeout: float = 120.0,
+    ) -> None:
+        _check_division(num_envs, num_workers)
+        self._num_envs, self._num_workers = num_envs, num_workers
+        self._started = self._sent = self._closed = False
+        self._can_snapshot: bool | None = None
+        factory = Factory(env=env, kwargs=dict(kwargs or {}))
+        job, share = _pickled(factory), num_envs // num_workers
+        # With more processes than cores, who spins takes the core from whom it waits for.
+        spin = _SPIN_SECONDS if num_workers < available_cores() else 0.0
+        self._crew = Crew(num_workers, share, spin, timeout)
+        self._dismiss = weakref.finalize(self, self._crew.dismiss)
+        layouts = self._call("build", [(job, worker * share, share, spin) for worker in range(num_workers)])
+        layout = layouts[0]
+        for worker, other in enumerate(layouts):
+            if other != layout:
+                self.close()
+                raise EnvironmentFault(f"environment {worker * share} has other spaces or signals than environment 0")
+        self._spec = spec_of(layout, factory.name)
+        size = board_bytes(layout, num_envs, num_workers)
+        os.ftruncate(self._crew.memory, size)
+        board = self._crew.board = Board(layout, num_envs, num_workers, mmap.mmap(self._crew.memory, size))
+        self._tensors = BoardTensors(board, layout)
+        self._call("enter", [(num_envs, num_workers)] * num_workers)
+
+    @property
+    def spec(self) -> EnvSpec:
+        """What one environment looks like."""
+        return self._spec
+
+    @property
+    def num_envs(self) -> int:
+        """B."""
+        return self._num_envs
+
+    @property
+    def num_workers(self) -> int:
+        """Number of processes."""
+        return self._num_workers
+
+    @property
+    def device(self) -> torch.device:
+        """Always the CPU."""
+        return torch.device("cpu")
+
+    @property
+    def can_snapshot(self) -> bool:
+        """Whether `state_dict` works for this environment: found out by trying once."""
+        if self._can_snapshot is None:
+            try:
+                self.state_dict()
+                self._can_snapshot = True
+            except NotSnapshotable:
+                self._can_snapshot = False
+        return self._can_snapshot
+
+    def reset(self, seed: int) -> Obs:
+        """Start B new episodes, environment i from the seed derived for it. Returns obs `[B, ...]`."""
+        self._check_open()
+        if self._sent:
+            self._wait()
+        self._call("reset", [(part,) for part in self._parts(env_seeds(seed, self._num_envs))])
+        self._tensors.episodes.reset()
+        self._started, self._sent = True, False
+        return self._tensors.obs()
+
+    def send(self, action: Tensor) -> None:
+        """Hand over one action per environment and return while the workers step."""
+        self._check_open()
+        if self._sent or not self._started:
+            raise RuntimeError("send comes after reset or recv")
+        self._tensors.write_action(action)
+        self._sent = True
+        self._crew.step()
+
+    def recv(self) -> Step:
+        """Wait for all workers."""
+        self._check_open()
+        if not self._sent:
+            raise RuntimeError("recv comes after send")
+        self._wait()
+        self._sent = False
+        return self._tensors.step()
+
+    def state_dict(self) -> dict[str, object]:
+        """Every environment's state and the running episodes.
+
+        Raises:
+            NotSnapshotable: The environments hold something that cannot be captured.
+        """
+        self._start()
+        states: list[Any] = []
+        for answer in self._call("capture", [()] * self._num_workers):
+            if isinstance(answer, str):
+                raise NotSnapshotable(answer)
+            states += answer
+        return {"envs": pack_states(states), "episodes": self._tensors.episodes.state_dict()}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Continue from `state`, saved by this kind of stage or inline, with as many of the same environments."""
+        self._start()
+        states = unpack_states(state["envs"], self._num_envs)
+        self._call("restore", [(part,) for part in self._parts(states)])
+        episodes = state["episodes"]
+        assert isinstance(episodes, dict)
+        self._tensors.episodes.load_state_dict(episodes)
+
+    def close(self) -> None:
+        """Close every environment and end every worker. May be called twice."""
+        self._closed = True
+        self._dismiss()
+
+    def _parts(self, values: list[Any]) -> list[list[Any]]:
+        share = self._num_envs // self._num_workers
+        return [values[first : first + share] for first in range(0, self._num_envs, share)]
+
+    def _call(self, name: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
+        try:
+            return self._crew.call(name, arguments)
+        except Exception:
+            self.close()
+            raise
+
+    def _wait(self) -> None:
+        try:
+            self._crew.wait()
+        except Exception:
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        self._check_open()
+        if self._sent:
+            raise RuntimeError("a snapshot is taken between recv and send")
+        if not self._started:
+            self.reset(0)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the environment is closed")
+
+
+def _check_division(num_envs: int, num_workers: int) -> None:
+    if num_envs % num_workers == 0:
+        return
+    divisors = [count for count in range(1, num_envs + 1) if num_envs % count == 0]
+    near = [max(count for count in divisors if count < num_workers)]
+    near += [count for count in divisors if count > num_workers][:1]
+    raise UserError(
+        f"num_envs={num_envs} is not divisible by num_workers={num_workers}; "
+        f"use num_workers={' or '.join(str(count) for count in near)}"
+    )
+
+
+def _pickled(factory: Factory) -> bytes:
+    """The factory for another process; a function of a notebook or script travels with its code."""
+    try:
+        return bytes(cloudpickle.dumps(factory))
+    except Exception as error:
+        raise UserError(
+            f"{factory.name} cannot be sent to worker processes: {error}; give it as package.module:factory, "
+            "or use --stage inline"
+        ) from error

@@ -1,0 +1,242 @@
+"""One run, one folder: where its artefacts are. Never overwritten; a crash leaves the old content or the new one."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import torch
+
+from greenroom import machine
+from greenroom.errors import UserError, nearest
+
+_PACKAGES = ("greenroom", "torch", "numpy", "gymnasium", "ale-py")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFolder:
+    """The places in a run's folder. Make one with `create` (a new run) or `open` (an existing one)."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path | None, *, env: str, algo: str, seed: int) -> RunFolder:
+        """Make the folder of a new run.
+
+        Args:
+            path: where; it must not exist or be empty. None: `runs/<env>-<algo>-s<seed>-<date>-<time>`, made unique.
+            env: the environment's name, for the default name.
+            algo: the algorithm's name, for the default name.
+            seed: the run's seed, for the default name.
+
+        Raises:
+            UserError: there is something at `path` already, or the folder cannot be made.
+        """
+        try:
+            if path is None:
+                return cls(path=_make_unique(Path("runs") / default_name(env, algo, seed, datetime.now())))
+            if path.is_dir() and any(path.iterdir()):
+                what = "is an earlier run" if is_run(path) else "exists and is not empty"
+                remedy = "continue it with `greenroom resume`, or give" if is_run(path) else "give"
+                raise UserError(f"run folder {path} {what}; nothing was overwritten; {remedy} another --run-dir")
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            where = path or Path("runs")
+            raise UserError(f"cannot make run folder {where}: {error.strerror}; give another --run-dir") from error
+        return cls(path=path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """The folder of an existing run.
+
+        Raises:
+            UserError: `path` is no run folder. The message names runs inside, around or beside it.
+        """
+        if is_run(path):
+            return cls(path=path)
+        fault = "is not a run folder (no config.yaml)" if path.is_dir() else "is not a folder"
+        if not path.exists():
+            fault = "does not exist"
+        around = next((parent for parent in path.absolute().parents if is_run(parent)), None)
+        if around is not None:
+            hint = f"; it is inside the run {around}: give that"
+        elif inside := _runs_in(path):
+            hint = f"; it holds runs, give one of them{nearest(path.name, inside)}"
+        elif beside := _runs_in(path.absolute().parent):
+            hint = nearest(path.name, beside)
+        else:
+            hint = "; `greenroom train` makes one"
+        raise UserError(f"{path} {fault}{hint}")
+
+    @property
+    def config(self) -> Path:
+        """The complete configuration, as given. Its presence is what makes a folder a run."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a log line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        """One JSON object an evaluation."""
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of `greenroom.checkpoint`."""
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def curve(self) -> Path:
+        """The learning curve."""
+        return self.path / "curve.png"
+
+    @property
+    def environment(self) -> Path:
+        """What the run ran on: `describe_environment`."""
+        return self.path / "environment.json"
+
+    def write_environment(self) -> None:
+        """Write `environment.json` for this process."""
+        write_json(self.environment, describe_environment())
+
+    def rewind(self, env_steps: int) -> None:
+        """Before resuming: drop the log lines later than `env_steps`, so that the resumed run leaves no duplicates.
+
+        A last line that was cut short by a crash goes too.
+
+        Raises:
+            UserError: a line before the last is not a log line.
+        """
+        for log in (self.metrics, self.evaluations):
+            if log.exists():
+                _keep_lines(log, lambda record: record["env_steps"] <= env_steps)
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is the folder of a run."""
+    return (path / "config.yaml").is_file()
+
+
+def default_name(env: str, algo: str, seed: int, now: datetime) -> str:
+    """A run's name that sorts by time and is safe in every file system: `ALE/Pong-v5` becomes `ALE-Pong-v5`."""
+    name = re.sub(r"[^A-Za-z0-9._]+", "-", env).strip("-.")
+    return f"{name}-{algo}-s{seed}-{now:%Y%m%d-%H%M%S}"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a crash leaves either the old content or the new, never a mixture."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write strict JSON (no NaN), indented, as `write_text` does."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def describe_environment() -> dict[str, object]:
+    """What this process runs on: versions, machine kind, threads, git commit, command. No host or user names."""
+    git = machine.git_state(Path.cwd())
+    return {
+        "python": platform.python_version(),
+        **{package: _version(package) for package in _PACKAGES},
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": machine.cpu_kind(),
+        "cores": machine.available_cores(),
+        "cpu_bf16": machine.cpu_bf16(),
+        "gpus": machine.gpu_names(),
+        "threads": {
+            "torch": torch.get_num_threads(),
+            "torch_interop": torch.get_num_interop_threads(),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+        },
+        "git": None if git is None else {"commit": git.commit, "dirty": git.dirty},
+        "command": _command(sys.argv),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _command(argv: list[str]) -> str:
+    """The command line without the program's folder, and with `~` for the home folder, which has the user's name."""
+    home = str(Path.home())
+    words = [Path(argv[0]).name, *argv[1:]]
+    return shlex.join(words if home == "/" else [word.replace(home, "~") for word in words])
+
+
+def _make_unique(wanted: Path) -> Path:
+    """Make the folder `wanted`, or `wanted-2`, `wanted-3`, … : the first that does not exist."""
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    path, attempt = wanted, 1
+    while True:
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            attempt += 1
+            path = wanted.with_name(f"{wanted.name}-{attempt}")
+
+
+def _runs_in(folder: Path) -> list[str]:
+    """The names of the newest runs in a folder, enough of them for a hint."""
+    try:
+        runs = [entry for entry in folder.iterdir() if is_run(entry)]
+        return [run.name for run in sorted(runs, key=lambda run: run.stat().st_mtime)[-20:]]
+    except OSError:
+        return []
+
+
+def _keep_lines(path: Path, wanted: Callable[[dict[str, int]], bool]) -> None:
+    """Rewrite a file of JSON lines with the lines that are `wanted`; a last line that was cut short is dropped."""
+    before = path.read_bytes().decode(errors="replace")
+    lines = before.removesuffix("\n").split("\n") if before else []
+    kept: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            if wanted(json.loads(line)):
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError) as error:
+            if number < len(lines):
+                raise UserError(f"{path}, line {number} is not a log line; mend or delete it, then resume") from error
+    if (after := "".join(kept)) != before:
+        write_text(path, after)

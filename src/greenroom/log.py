@@ -1,0 +1,264 @@
+"""Where a run's numbers go: JSON lines, TensorBoard, and (optional extras) Weights & Biases and MLflow.
+
+A record is a mapping of numbers, strings, None, lists of numbers, or mappings of these, and `env_steps` is in it.
+A name with a slash is in a group: `time/env`, `loss/policy`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from torch.utils.tensorboard import SummaryWriter
+
+from greenroom.errors import UserError, nearest
+from greenroom.folder import RunFolder, write_json
+
+Record = Mapping[str, object]
+Kind = Literal["metrics", "evaluations"]
+"""What a record tells of: the training, or an evaluation."""
+
+_GROUP: dict[Kind, str] = {"metrics": "train", "evaluations": "evaluation"}
+"""The group, for tools that show groups, of names that have none."""
+
+
+class Sink(Protocol):
+    """Somewhere that records go."""
+
+    def write(self, kind: Kind, record: Record) -> None:
+        """Take one record, which has an `env_steps`."""
+        ...
+
+    def close(self) -> None:
+        """Flush and let go. May be called twice."""
+        ...
+
+
+class JsonlSink:
+    """`metrics.jsonl` and `evaluations.jsonl`: one strict JSON object a line, on the disk's doorstep after each line.
+
+    JSON has no NaN and no infinity: they are written as null.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        paths: dict[Kind, Path] = {"metrics": folder.metrics, "evaluations": folder.evaluations}
+        self._files = {kind: path.open("a", buffering=1, encoding="utf-8") for kind, path in paths.items()}
+
+    def write(self, kind: Kind, record: Record) -> None:
+        """Append one line."""
+        self._files[kind].write(json.dumps(_finite(record), allow_nan=False) + "\n")
+
+    def close(self) -> None:
+        """Close both files."""
+        for file in self._files.values():
+            file.close()
+
+
+class TensorBoardSink:
+    """TensorBoard event files, with `env_steps` as the step.
+
+    Args:
+        folder: the run's.
+        resumed_at: the `env_steps` of the checkpoint that the run continues from; later points of the earlier sitting
+            are hidden. None: a new run.
+    """
+
+    def __init__(self, folder: RunFolder, *, resumed_at: int | None = None) -> None:
+        purge = None if resumed_at is None else resumed_at + 1
+        self._writer = SummaryWriter(str(folder.tensorboard), purge_step=purge, flush_secs=10)
+
+    def write(self, kind: Kind, record: Record) -> None:
+        """Numbers become scalars (`ci95/0`, `ci95/1` for a list's), strings become text."""
+        step, now = _env_steps(record), time.time()
+        for name, number in _numbers(kind, record).items():
+            self._writer.add_scalar(name, number, step, now)
+        for name, value in record.items():
+            if isinstance(value, str):
+                self._writer.add_text(_grouped(kind, name), value, step, now)
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self._writer.close()
+
+
+class WandbSink:
+    """Weights & Biases, in the project `greenroom` (or the one that `WANDB_PROJECT` names).
+
+    The run's identifier is kept in the run folder, so that a resumed run continues its own page.
+
+    Raises:
+        UserError: wandb is not installed.
+    """
+
+    def __init__(self, folder: RunFolder, config: Mapping[str, object]) -> None:
+        wandb = _extra("wandb")
+        identity = _identity(folder, "wandb")
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "greenroom"),
+            name=folder.path.name,
+            dir=str(folder.path),
+            config=dict(config),
+            id=identity,
+            resume="allow",
+        )
+        if identity is None:
+            _remember(folder, "wandb", self._run.id)
+        # Its own step must never fall, which a resumed run's does; env_steps as the axis has no such rule.
+        self._run.define_metric("*", step_metric="env_steps")
+
+    def write(self, kind: Kind, record: Record) -> None:
+        """Log the record's numbers."""
+        self._run.log({"env_steps": _env_steps(record), **_numbers(kind, record)})
+
+    def close(self) -> None:
+        """Finish the page."""
+        self._run.finish()
+
+
+class MlflowSink:
+    """MLflow, at its configured tracking address and experiment.
+
+    The run's identifier is kept in the run folder, so that a resumed run continues its own page.
+
+    Raises:
+        UserError: MLflow is not installed.
+    """
+
+    def __init__(self, folder: RunFolder, config: Mapping[str, object]) -> None:
+        self._mlflow = _extra("mlflow")
+        identity = _identity(folder, "mlflow")
+        if identity is not None:
+            self._mlflow.start_run(run_id=identity)
+            return
+        run = self._mlflow.start_run(run_name=folder.path.name)
+        _remember(folder, "mlflow", run.info.run_id)
+        parameters = list(_flat(config).items())
+        for first in range(0, len(parameters), 100):  # the server takes 100 at a time
+            self._mlflow.log_params(dict(parameters[first : first + 100]))
+
+    def write(self, kind: Kind, record: Record) -> None:
+        """Log the record's numbers."""
+        self._mlflow.log_metrics(_numbers(kind, record), step=_env_steps(record))
+
+    def close(self) -> None:
+        """Finish the page."""
+        self._mlflow.end_run()
+
+
+SINKS = ("jsonl", "tensorboard", "wandb", "mlflow")
+"""The names that `make_sinks` knows."""
+
+
+def make_sinks(
+    names: Sequence[str], folder: RunFolder, config: Mapping[str, object], *, resumed_at: int | None = None
+) -> tuple[Sink, ...]:
+    """Open the sinks called `names`.
+
+    Args:
+        names: from `SINKS`.
+        folder: the run's.
+        config: the run's configuration as nested plain values, for the tools that show it.
+        resumed_at: the `env_steps` of the checkpoint that the run continues from; None for a new run.
+
+    Raises:
+        UserError: an unknown name, or an extra that is not installed. No sink stays open.
+    """
+    for name in names:
+        if name not in SINKS:
+            raise UserError(f"unknown logger {name!r}{nearest(name, SINKS)}")
+    sinks: list[Sink] = []
+    try:
+        for name in dict.fromkeys(names):
+            match name:
+                case "jsonl":
+                    sinks.append(JsonlSink(folder))
+                case "tensorboard":
+                    sinks.append(TensorBoardSink(folder, resumed_at=resumed_at))
+                case "wandb":
+                    sinks.append(WandbSink(folder, config))
+                case "mlflow":
+                    sinks.append(MlflowSink(folder, config))
+    except BaseException:
+        for sink in sinks:
+            sink.close()
+        raise
+    return tuple(sinks)
+
+
+def _env_steps(record: Record) -> int:
+    steps = record["env_steps"]
+    assert isinstance(steps, int)
+    return steps
+
+
+def _grouped(kind: Kind, name: str) -> str:
+    return name if "/" in name and kind == "metrics" else f"{_GROUP[kind]}/{name}"
+
+
+def _numbers(kind: Kind, record: Record) -> dict[str, float]:
+    """The record's numbers, apart from `env_steps`, under names with a group; inner names come after a slash."""
+    numbers: dict[str, float] = {}
+
+    def add(name: str, value: object) -> None:
+        if isinstance(value, int | float):
+            numbers[name] = value
+        elif isinstance(value, Mapping):
+            for inner, item in value.items():
+                add(f"{name}/{inner}", item)
+        elif isinstance(value, list | tuple):
+            for index, item in enumerate(value):
+                add(f"{name}/{index}", item)
+
+    for name, value in record.items():
+        if name != "env_steps":
+            add(_grouped(kind, name), value)
+    return numbers
+
+
+def _finite(value: object) -> object:
+    """`value` with None for every number that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _flat(config: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """`{"a": {"b": 1}}` becomes `{"a.b": 1}`."""
+    flat: dict[str, object] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _extra(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"logging to {name} needs a package that is not installed; pip install 'greenroom[{name}]'"
+        ) from error
+
+
+def _identity(folder: RunFolder, tool: str) -> str | None:
+    """The identifier that `tool` gave this run in an earlier sitting."""
+    with suppress(OSError, ValueError, KeyError):
+        return str(json.loads((folder.path / f"{tool}.json").read_bytes())["id"])
+    return None
+
+
+def _remember(folder: RunFolder, tool: str, identity: str) -> None:
+    write_json(folder.path / f"{tool}.json", {"id": identity})

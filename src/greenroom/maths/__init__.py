@@ -1,0 +1,1 @@
+"""Pure functions of numbers and tensors: no config objects, no modules, no state."""

@@ -1,0 +1,75 @@
+"""One backward recursion that every return estimator in greenroom is a named case of.
+
+Time runs first: all arguments are `[T, B]`. `discount = gamma * ~terminated` and `cut = terminated | truncated` keep
+apart *the future is worth nothing* and *the recursion must not cross into the next episode*.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def corrected_advantage(
+    reward: Tensor,
+    discount: Tensor,
+    cut: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    *,
+    rho: Tensor | float = 1.0,
+    c: Tensor | float = 1.0,
+) -> Tensor:
+    """The kernel: `acc[t] = rho[t] * delta[t] + discount[t] * c[t] * ~cut[t] * acc[t+1]`, with `acc[T] = 0`.
+
+    `delta[t] = reward[t] + discount[t] * next_value[t] - value[t]`. The learning target is `value + acc`.
+
+    Args:
+        reward: float `[T, B]`.
+        discount: float `[T, B]`, zero where the task terminated.
+        cut: bool `[T, B]`, an episode ended here for whichever reason.
+        value: float `[T, B]`, of the state acted in.
+        next_value: float `[T, B]`, of the *true* successor (`Rollout.bootstrap`).
+        rho: weight of each step's own error; a number or `[T, B]`.
+        c: how much of the later errors reaches back past step t; a number or `[T, B]`.
+
+    Returns:
+        float `[T, B]`, the estimated advantage over `value`.
+    """
+    delta = rho * (reward + discount * next_value - value)
+    carry = (discount * c).masked_fill(cut, 0.0)
+    acc = torch.empty_like(delta)
+    last = torch.zeros_like(delta[0])
+    for t in range(delta.shape[0] - 1, -1, -1):
+        last = torch.addcmul(delta[t], carry[t], last, out=acc[t])
+    return acc
+
+
+def n_step_advantage(reward: Tensor, discount: Tensor, cut: Tensor, value: Tensor, next_value: Tensor) -> Tensor:
+    """`R[t] - value[t]`, R the longest n-step return in the segment (A3C, Mnih et al. 2016; PAAC, algorithm 1)."""
+    return corrected_advantage(reward, discount, cut, value, next_value)
+
+
+def gae(reward: Tensor, discount: Tensor, cut: Tensor, value: Tensor, next_value: Tensor, *, lam: float) -> Tensor:
+    """Generalised advantage (Schulman et al. 2016, equation 16). `lam` in [0, 1]; 1 gives `n_step_advantage`."""
+    return corrected_advantage(reward, discount, cut, value, next_value, c=lam)
+
+
+def vtrace(
+    reward: Tensor,
+    discount: Tensor,
+    cut: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    ratio: Tensor,
+    *,
+    lam: float = 1.0,
+    rho_max: float = 1.0,
+    c_max: float = 1.0,
+) -> Tensor:
+    """V-trace error `v_s - V(x_s)` (IMPALA, Espeholt et al. 2018, equation 1 and remark 2).
+
+    `ratio`: float `[T, B]`, learner's probability of the action over the actor's. With all ratios 1 it is TD(lam).
+    """
+    rho, c = ratio.clamp(max=rho_max), lam * ratio.clamp(max=c_max)
+    return corrected_advantage(reward, discount, cut, value, next_value, rho=rho, c=c)

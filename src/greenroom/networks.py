@@ -1,0 +1,195 @@
+"""Encoders: one observation array in, one feature vector out. The config of an encoder builds it.
+
+`Nips` and `Nature` are PAAC's two networks (Mnih et al. 2013 and 2015 with PAAC's sizes), `Impala` the residual network
+of Espeholt et al. 2018 (figure 3, without the LSTM), `Mlp` everything that is not an image. A dict observation gets one
+encoder per part; the features are concatenated.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from greenroom.errors import UserError
+from greenroom.spec import ArraySpec, ObsSpec
+from greenroom.types import Obs
+
+Activation = Literal["tanh", "relu", "silu"]
+_ACTIVATIONS: dict[Activation, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
+
+
+def _mlp(sizes: Iterable[int], activation: type[nn.Module]) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in itertools.pairwise(sizes):
+        layers += [nn.Linear(fan_in, fan_out), activation()]
+    return layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mlp:
+    """Fully connected layers on the flattened array."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers."""
+    activation: Activation = "tanh"
+    """Nonlinearity after each layer."""
+
+    def __post_init__(self) -> None:
+        if not self.hidden or min(self.hidden) < 1:
+            raise UserError(f"hidden must be one or more widths of at least 1, not {list(self.hidden)}")
+
+    def build(self, spec: ArraySpec) -> tuple[nn.Module, int]:
+        """The module `[N, *shape] → [N, features]`, and `features`."""
+        sizes = (math.prod(spec.shape), *self.hidden)
+        return nn.Sequential(nn.Flatten(), *_mlp(sizes, _ACTIVATIONS[self.activation])), self.hidden[-1]
+
+
+def _convolutions(layers: Iterable[tuple[int, int, int]], features: int, spec: ArraySpec) -> tuple[nn.Module, int]:
+    """VALID convolutions (filters, kernel, stride) with ReLU, then one fully connected layer of `features`."""
+    channels = _image_channels(spec)
+    modules: list[nn.Module] = []
+    for filters, kernel, stride in layers:
+        modules += [nn.Conv2d(channels, filters, kernel, stride), nn.ReLU()]
+        channels = filters
+    body = nn.Sequential(*modules, nn.Flatten())
+    return nn.Sequential(*body, nn.Linear(_output_size(body, spec), features), nn.ReLU()), features
+
+
+def _image_channels(spec: ArraySpec) -> int:
+    if len(spec.shape) != 3:
+        raise UserError(f"a convolutional network needs 3 axes (C, H, W), not {list(spec.shape)}; use --network mlp")
+    return spec.shape[0]
+
+
+def _output_size(body: nn.Module, spec: ArraySpec) -> int:
+    try:
+        with torch.no_grad():
+            return int(body(torch.zeros(1, *spec.shape)).shape[1])
+    except RuntimeError as problem:
+        shape = list(spec.shape)
+        raise UserError(f"observations of {shape} are too small for this network; use --network mlp") from problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nips:
+    """PAAC's arch_nips: 16×8×8/4 → 32×4×4/2 → 256."""
+
+    def build(self, spec: ArraySpec) -> tuple[nn.Module, int]:
+        """The module `[N, C, H, W] → [N, 256]`, and 256."""
+        return _convolutions([(16, 8, 4), (32, 4, 2)], 256, spec)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nature:
+    """PAAC's arch_nature: 32×8×8/4 → 64×4×4/2 → 64×3×3/1 → 512."""
+
+    def build(self, spec: ArraySpec) -> tuple[nn.Module, int]:
+        """The module `[N, C, H, W] → [N, 512]`, and 512."""
+        return _convolutions([(32, 8, 4), (64, 4, 2), (64, 3, 1)], 512, spec)
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)  # type: ignore[no-any-return]  # nn.Module's call is untyped
+
+
+@dataclass(frozen=True, kw_only=True)
+class Impala:
+    """IMPALA's residual network: three sections of 16, 32 and 32 channels, two residual blocks each."""
+
+    width: int = 1
+    """Multiplies all channel counts."""
+    features: int = 256
+    """Size of the last layer."""
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.features < 1:
+            raise UserError(f"width and features must be at least 1, not {self.width} and {self.features}")
+
+    def build(self, spec: ArraySpec) -> tuple[nn.Module, int]:
+        """The module `[N, C, H, W] → [N, features]`, and `features`."""
+        channels = _image_channels(spec)
+        modules: list[nn.Module] = []
+        for filters in (16 * self.width, 32 * self.width, 32 * self.width):
+            modules += [
+                nn.Conv2d(channels, filters, 3, padding=1),
+                nn.MaxPool2d(3, stride=2, padding=1),
+                _Residual(filters),
+                _Residual(filters),
+            ]
+            channels = filters
+        body = nn.Sequential(*modules, nn.ReLU(), nn.Flatten())
+        return nn.Sequential(*body, nn.Linear(_output_size(body, spec), self.features), nn.ReLU()), self.features
+
+
+NetworkConfig = Mlp | Nips | Nature | Impala
+
+
+def is_image(spec: ArraySpec) -> bool:
+    """Whether an array is a picture: three axes of bytes."""
+    return len(spec.shape) == 3 and spec.dtype == torch.uint8
+
+
+class Encoder(nn.Module):
+    """Features of a whole observation.
+
+    In a dict observation, images go through `network` if that is convolutional, else through `Nature`; all other parts
+    through `network` if that is an `Mlp`, else through a default one.
+    """
+
+    def __init__(self, network: NetworkConfig, spec: ObsSpec) -> None:
+        super().__init__()
+        if not isinstance(spec, dict):
+            module, self.features = network.build(spec)
+            self.parts = nn.ModuleList([module])
+            self.names: tuple[str, ...] = ()
+            return
+        flat = network if isinstance(network, Mlp) else Mlp()
+        picture = Nature() if isinstance(network, Mlp) else network
+        self.names = tuple(sorted(spec))
+        built = [(picture if is_image(spec[name]) else flat).build(spec[name]) for name in self.names]
+        self.parts = nn.ModuleList([module for module, _ in built])
+        self.features = sum(size for _, size in built)
+
+    def forward(self, obs: Obs) -> Tensor:
+        """Float observation `[N, ...]` (one array or a dict) to `[N, features]`."""
+        if isinstance(obs, dict):
+            return torch.cat([part(obs[name]) for name, part in zip(self.names, self.parts, strict=True)], dim=-1)
+        return self.parts[0](obs)  # type: ignore[no-any-return]  # nn.Module's call is untyped
+
+
+Initialisation = Literal["orthogonal", "fan_in"]
+
+
+def initialise(module: nn.Module, rule: Initialisation, gain: float) -> None:
+    """Set every weight of `module` in place.
+
+    `orthogonal`: orthogonal weights of the given gain, zero biases. `fan_in`: weights *and* biases uniform within
+    ±1/√fan_in (PAAC's released code; the gain is not used there).
+    """
+    for layer in module.modules():
+        if not isinstance(layer, nn.Linear | nn.Conv2d):
+            continue
+        assert layer.bias is not None
+        if rule == "orthogonal":
+            nn.init.orthogonal_(layer.weight, gain)
+            nn.init.zeros_(layer.bias)
+        else:
+            bound = 1.0 / math.sqrt(layer.weight[0].numel())
+            nn.init.uniform_(layer.weight, -bound, bound)
+            nn.init.uniform_(layer.bias, -bound, bound)

@@ -1,0 +1,100 @@
+"""Running statistics: of observations (inside the policy: they ship with it) and of returns (inside the learner)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from greenroom.spec import ObsSpec
+from greenroom.types import Obs
+
+
+class RunningMoments(nn.Module):
+    """Mean and variance of everything seen, per element of `shape`, in float64 (updates of Chan et al. 1979)."""
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, batch: Tensor) -> None:
+        """Take in `[N, *shape]`."""
+        batch = batch.double()
+        size = batch.shape[0]
+        var, mean = torch.var_mean(batch, dim=0, correction=0)
+        total = self.count + size
+        delta = mean - self.mean
+        self.mean += delta * (size / total)
+        self.var.copy_((self.var * self.count + var * size + delta.square() * (self.count * size / total)) / total)
+        self.count.copy_(total)
+
+
+class ObsNormalizer(nn.Module):
+    """Makes float inputs of observations: bytes become [0, 1]; float arrays, if asked for, standardised and clipped.
+
+    Statistics change only through `update`: acting and learning on one rollout see the same numbers.
+    """
+
+    def __init__(self, spec: ObsSpec, *, running: bool, clip: float = 10.0) -> None:
+        super().__init__()
+        parts = spec if isinstance(spec, dict) else {"": spec}
+        self.clip = clip
+        # A module may not be called "" nor hold a dot, hence the list.
+        self.names = tuple(sorted(parts))
+        self.moments = nn.ModuleList(
+            RunningMoments(parts[name].shape) if running and parts[name].dtype.is_floating_point else nn.Identity()
+            for name in self.names
+        )
+
+    def _part(self, moments: nn.Module, x: Tensor) -> Tensor:
+        if isinstance(moments, RunningMoments):
+            scale = torch.rsqrt(moments.var + 1e-8)
+            return ((x - moments.mean.float()) * scale.float()).clamp(-self.clip, self.clip)
+        return x.float() / 255.0 if x.dtype == torch.uint8 else x.float()
+
+    def forward(self, obs: Obs) -> Obs:
+        """`[N, ...]` in, float32 of the same shapes out."""
+        if isinstance(obs, dict):
+            pairs = zip(self.names, self.moments, strict=True)
+            return {name: self._part(moments, obs[name]) for name, moments in pairs}
+        return self._part(self.moments[0], obs)
+
+    def update(self, obs: Obs) -> None:
+        """Take in `[N, ...]` observations."""
+        for name, moments in zip(self.names, self.moments, strict=True):
+            if isinstance(moments, RunningMoments):
+                moments.update(obs[name] if isinstance(obs, dict) else obs)
+
+
+class RewardScaler(nn.Module):
+    """Divides rewards by the running standard deviation of the discounted return (Engstrom et al. 2020).
+
+    Rewards are never centred: a shift would change which policy is best.
+    """
+
+    running: Tensor
+
+    def __init__(self, num_envs: int, gamma: float) -> None:
+        super().__init__()
+        self.gamma = gamma
+        self.moments = RunningMoments(())
+        self.register_buffer("running", torch.zeros(num_envs))
+
+    @torch.no_grad()
+    def forward(self, reward: Tensor, cut: Tensor) -> Tensor:
+        """Take in rewards `[T, B]` and episode ends `[T, B]`; returns the scaled rewards."""
+        returns = torch.empty_like(reward)
+        carry = self.gamma * (~cut).float()
+        running = self.running
+        for t in range(reward.shape[0]):
+            returns[t] = running + reward[t]
+            running = returns[t] * carry[t]
+        self.running.copy_(running)
+        self.moments.update(returns.flatten())
+        return reward * torch.rsqrt(self.moments.var + 1e-8).float()

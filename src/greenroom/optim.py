@@ -1,0 +1,162 @@
+"""From a loss to new weights: optimisers, the learning rate's dependence on actors and time, and gradient clipping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from greenroom.errors import UserError
+from greenroom.maths.schedules import ScalingRule, linear_decay, scaled_learning_rate
+
+
+class RMSpropTF(torch.optim.Optimizer):
+    """TensorFlow 1's RMSProp: `ms ← decay·ms + (1-decay)·g²`, `p ← p - lr·g/√(ms+eps)`, `ms` starting at 1.
+
+    `torch.optim.RMSprop` is another optimiser: it adds eps outside the root and starts at 0. With PAAC's eps of 0.1 and
+    small gradients its steps are 3.2 times larger, and at the start, where `ms` is still 1, ten times.
+    """
+
+    def __init__(self, params: Iterable[torch.nn.Parameter], *, lr: float, decay: float, eps: float) -> None:
+        super().__init__(params, {"lr": lr, "decay": decay, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # no closures
+        """One update of all parameters that have a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            grads = [p.grad for p in params]
+            for p in params:
+                if not self.state[p]:
+                    self.state[p]["mean_square"] = torch.ones_like(p)
+            slots = [self.state[p]["mean_square"] for p in params]
+            torch._foreach_mul_(slots, group["decay"])
+            torch._foreach_addcmul_(slots, grads, grads, 1.0 - group["decay"])
+            root = torch._foreach_add(slots, group["eps"])
+            torch._foreach_sqrt_(root)
+            torch._foreach_addcdiv_(params, grads, root, -group["lr"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How the learning rate depends on the number of actors and on time."""
+
+    scaling: ScalingRule = "constant"
+    """`constant`, or a rate per actor that grows with `num_envs`: `linear` (PAAC), `sqrt`, `capped`; equal at 32."""
+    anneal: bool = True
+    """Let the learning rate fall linearly to zero."""
+    anneal_steps: int = 0
+    """Environment steps at which zero is reached; 0: at the end of the run."""
+
+    def __post_init__(self) -> None:
+        if self.anneal_steps < 0:
+            raise UserError(f"anneal_steps must be at least 0, not {self.anneal_steps}")
+
+    def at(self, base: float, env_steps: int, *, num_envs: int, total_steps: int) -> float:
+        """The learning rate after `env_steps` of a run of `total_steps`."""
+        rate = scaled_learning_rate(base, num_envs, self.scaling)
+        return rate * linear_decay(env_steps, self.anneal_steps or total_steps) if self.anneal else rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam:
+    """Adam (Kingma & Ba 2015), as torch implements it."""
+
+    learning_rate: float = 3e-4
+    """Size of the updates; per actor unless `scaling` is `constant`."""
+    schedule: Schedule = Schedule()
+    """How the learning rate depends on the number of actors and on time."""
+    eps: float = 1e-5
+    """Added to the root of the second moment."""
+    max_grad_norm: float = 0.5
+    """Gradients are scaled down to this global norm."""
+
+    def __post_init__(self) -> None:
+        _check_positive(learning_rate=self.learning_rate, eps=self.eps, max_grad_norm=self.max_grad_norm)
+
+    def build(self, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser over `params`."""
+        return torch.optim.Adam(params, lr=self.learning_rate, eps=self.eps, foreach=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RMSprop:
+    """TensorFlow 1's RMSProp, which PAAC's figures were made with (see `RMSpropTF`)."""
+
+    learning_rate: float = 0.0007
+    """Size of the updates; per actor unless `scaling` is `constant`."""
+    schedule: Schedule = Schedule(scaling="linear")
+    """How the learning rate depends on the number of actors and on time."""
+    decay: float = 0.99
+    """Of the running mean of squared gradients."""
+    eps: float = 0.1
+    """Added *inside* the root."""
+    max_grad_norm: float = 3.0
+    """Gradients are scaled down to this global norm."""
+
+    def __post_init__(self) -> None:
+        _check_positive(learning_rate=self.learning_rate, eps=self.eps, max_grad_norm=self.max_grad_norm)
+        if not 0.0 <= self.decay < 1.0:
+            raise UserError(f"decay must lie in [0, 1), not {self.decay}")
+
+    def build(self, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser over `params`."""
+        return RMSpropTF(params, lr=self.learning_rate, decay=self.decay, eps=self.eps)
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:  # NaN included
+            raise UserError(f"{name} must be greater than 0, not {value}")
+
+
+OptimizerConfig = Adam | RMSprop
+
+
+class Updater:
+    """Owns the optimiser of one set of parameters and the clock of its schedule: loss in, new weights out."""
+
+    def __init__(self, config: OptimizerConfig, module: torch.nn.Module, *, num_envs: int, total_steps: int) -> None:
+        self.config = config
+        self.num_envs, self.total_steps = num_envs, total_steps
+        self.named = list(module.named_parameters())
+        self.params = [param for _, param in self.named]
+        self.optimizer = config.build(self.params)
+        self.env_steps = 0
+
+    def advance(self, env_steps: int) -> Tensor:
+        """Set the learning rate by the clock, then move the clock on by `env_steps`. Returns the rate."""
+        schedule, base = self.config.schedule, self.config.learning_rate
+        rate = schedule.at(base, self.env_steps, num_envs=self.num_envs, total_steps=self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.env_steps += env_steps
+        return torch.tensor(rate)
+
+    def step(self, loss: Tensor) -> Tensor:
+        """One update. Returns the gradient's global norm before clipping, a scalar on the device."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.params, self.config.max_grad_norm)
+        self.optimizer.step()
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimiser slots by parameter name, and the clock."""
+        slots = {name: dict(self.optimizer.state[param]) for name, param in self.named if param in self.optimizer.state}
+        return {"slots": slots, "env_steps": self.env_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue with saved slots."""
+        self.env_steps = state["env_steps"]
+        for name, param in self.named:
+            if name in state["slots"]:
+                # A slot of the parameter's shape also takes its device and memory layout; counters stay as they are.
+                self.optimizer.state[param] = {
+                    key: torch.empty_like(param).copy_(value) if value.shape == param.shape else value.clone()
+                    for key, value in state["slots"][name].items()
+                }

@@ -1,0 +1,399 @@
+"""A whole run in one call: everything that happens around the loop of `training.train`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from greenroom import baselines, checkpoint, plots
+from greenroom.config import RunConfig, dump, load, to_dict
+from greenroom.display import Display, interrupts
+from greenroom.envs import make
+from greenroom.envs.base import Environment
+from greenroom.envs.choose import largest_divisor
+from greenroom.envs.device import DEVICE_ENVIRONMENTS
+from greenroom.errors import UserError
+from greenroom.evaluation import Evaluation, evaluate
+from greenroom.folder import RunFolder, write_json, write_text
+from greenroom.log import Kind, Record, Sink, make_sinks
+from greenroom.machine import available_cores, keep_freed_memory
+from greenroom.policy import ActorCritic
+from greenroom.seeding import derive
+from greenroom.training import Run, choose_device, choose_precision, train
+from greenroom.types import Progress
+from greenroom.video import record
+
+Say = Callable[[str], None]
+
+_LARGEST_EVALUATION = 64
+"""Environments that an evaluation steps at once, unless they are tensors anyway."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a sitting came to."""
+
+    folder: RunFolder
+    """Where everything is."""
+    finished: bool
+    """False if someone stopped it first; `resume` continues it."""
+    evaluation: Evaluation | None
+    """The final greedy evaluation of a finished run."""
+    comparison: baselines.BaselineReport | None
+    """Beside the conventional methods, for environments that have some."""
+
+
+def launch(config: RunConfig, *, run_dir: str | Path | None = None, quiet: bool = False) -> Outcome:
+    """Train from scratch, to the end or until interrupted.
+
+    Args:
+        config: everything that determines the run.
+        run_dir: its folder, new or empty; None: a new one under `runs/`.
+        quiet: print nothing.
+
+    Raises:
+        UserError: something in `config` does not fit, or `run_dir` is taken. Nothing is overwritten.
+    """
+    display = Display(config.total_steps, quiet=quiet)
+    run = Run(config, say=display.say)
+    try:
+        path = None if run_dir is None else Path(run_dir)
+        folder = RunFolder.create(path, env=config.env, algo=config.algo, seed=config.seed)
+        write_text(folder.config, dump(config))
+        folder.write_environment()
+        return _Session(run, folder, display, resumed_at=None).conduct()
+    finally:
+        run.close()
+
+
+def resume(run_dir: str | Path, *, total_steps: int | None = None, quiet: bool = False) -> Outcome:
+    """Continue a run from its newest readable checkpoint.
+
+    Args:
+        run_dir: the run's folder.
+        total_steps: a new end; schedules that span the run stretch to it, and `config.yaml` is updated.
+        quiet: print nothing.
+
+    Raises:
+        UserError: not a run, no readable checkpoint, or the run is already complete.
+    """
+    folder = RunFolder.open(Path(run_dir))
+    config = load(folder.config.read_text(encoding="utf-8"), str(folder.config))
+    if total_steps is not None:
+        config = dataclasses.replace(config, total_steps=total_steps)
+    display = Display(config.total_steps, quiet=quiet)
+    path, state = checkpoint.load_latest(folder.checkpoints, display.say)
+    if state["run"]["env_steps"] >= config.total_steps:
+        raise UserError(f"{folder.path} has taken all its {config.total_steps} steps; give a larger --total-steps")
+    run = Run(config, say=display.say)
+    try:
+        checkpoint.describe_mismatch(run.algorithm.policy.state_dict(), state["run"]["algorithm"]["policy"], path)
+        run.load_state_dict(state["run"])
+        if not run.collector.can_snapshot:
+            display.say("these environments cannot be copied: new episodes begin, so the run is not bit-identical")
+        write_text(folder.config, dump(config))
+        folder.rewind(run.env_steps)
+        session = _Session(run, folder, display, resumed_at=run.env_steps)
+        session.load_state_dict(state["session"])
+        return session.conduct()
+    finally:
+        run.close()
+
+
+class _Session:
+    """One sitting: what happens around each update."""
+
+    def __init__(self, run: Run, folder: RunFolder, display: Display, *, resumed_at: int | None) -> None:
+        self.run, self.config, self.folder, self.display = run, run.config, folder, display
+        self._window = _Window(self.config)
+        self._examiner = _Examiner(self.config)
+        self._best = -math.inf
+        self._resumed_at = resumed_at
+        self._saved_at = -1
+        self._sinks: tuple[Sink, ...] = ()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the log lines and the choice of the best checkpoint depend on."""
+        return {"best": self._best, "window": self._window.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue the log."""
+        self._best = state["best"]
+        self._window.load_state_dict(state["window"])
+
+    def conduct(self) -> Outcome:
+        """Train until the steps are taken or someone asks to stop, then report."""
+        keep_freed_memory()
+        names = ("jsonl", *self.config.sinks)
+        self._sinks = make_sinks(names, self.folder, to_dict(self.config), resumed_at=self._resumed_at)
+        try:
+            with self.display, interrupts(self.display.say) as stop:
+                before = self.run.env_steps
+                for progress in train(self.run):
+                    self._window.add(progress)
+                    record: dict[str, object] = {}
+                    if self._window.due or self.run.finished or stop.requested:
+                        self._write("metrics", record := self._window.record())
+                    self.display.update(progress.env_steps, record)
+                    if _passed(self.config.eval_every, before, progress.env_steps) and not self.run.finished:
+                        self._evaluate()
+                    if (
+                        _passed(self.config.save_interval, before, progress.env_steps)
+                        and self._saved_at != progress.env_steps
+                    ):
+                        self._save()
+                    before = progress.env_steps
+                    if stop.requested:
+                        break
+                evaluation = self._evaluate() if self.run.finished else None
+                self._save()
+            comparison = self._report(evaluation) if evaluation is not None else None
+        finally:
+            for sink in self._sinks:
+                sink.close()
+            self._examiner.close()
+        return Outcome(folder=self.folder, finished=self.run.finished, evaluation=evaluation, comparison=comparison)
+
+    def _write(self, kind: Kind, record: Record) -> None:
+        for sink in self._sinks:
+            sink.write(kind, record)
+
+    def _evaluate(self) -> Evaluation:
+        run = self.run
+        result = self._examiner.examine(run.algorithm.policy)
+        clock = {"env_steps": run.env_steps, "updates": run.updates, "seconds": run.seconds}
+        self._write("evaluations", {**clock, **result.to_json()})
+        if result.mean > self._best:
+            self._best = result.mean
+            self._save(is_best=True)
+        return result
+
+    def _save(self, *, is_best: bool = False) -> None:
+        if self._saved_at == self.run.env_steps:
+            return
+        state = {"run": self.run.state_dict(), "session": self.state_dict()}
+        checkpoint.save(
+            self.folder.checkpoints,
+            state,
+            env_steps=self.run.env_steps,
+            updates=self.run.updates,
+            keep=self.config.keep,
+            is_best=is_best,
+        )
+        self._saved_at = self.run.env_steps
+
+    def _report(self, evaluation: Evaluation) -> baselines.BaselineReport | None:
+        config = self.config
+        comparison = baselines.report(
+            self.run.algorithm.policy, config.env, config.env_kwargs, seed=config.seed, device=self.run.device
+        )
+        if comparison is not None:
+            write_json(self.folder.path / "baselines.json", comparison.to_json())
+        plots.learning_curve(self.folder.path)
+        return comparison
+
+
+def _passed(interval: int, before: int, now: int) -> bool:
+    """Whether a multiple of `interval` lies in (before, now]; never for an interval of 0."""
+    return interval > 0 and now // interval > before // interval
+
+
+class _Window:
+    """What happened since the last line of metrics, and the newest finished episodes."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._least = config.log_seconds
+        newest = max(100, config.num_envs)
+        self._returns: deque[float] = deque(maxlen=newest)
+        self._lengths: deque[int] = deque(maxlen=newest)
+        self._signals: dict[str, deque[float]] = {}
+        self._newest = newest
+        self._episodes = 0
+        self._latest: Progress | None = None
+        self._start = (0, 0.0)
+        self._split: dict[str, float] = {}
+
+    def add(self, progress: Progress) -> None:
+        """Take in one update."""
+        if self._latest is None:
+            # The first update of a sitting also pays for warming up; its rate is measured from the next line on.
+            self._start = (progress.env_steps, progress.seconds)
+            self._split = dict.fromkeys(progress.time_split, 0.0)
+        self._latest = progress
+        ended = progress.episodes
+        self._returns.extend(ended.returns.tolist())
+        self._lengths.extend(ended.lengths.tolist())
+        for name, total in ended.signals.items():
+            self._signals.setdefault(name, deque(maxlen=self._newest)).extend(total.tolist())
+        self._episodes += len(ended.index)
+
+    @property
+    def due(self) -> bool:
+        """Whether enough time has passed for another line."""
+        return self._latest is not None and self._latest.seconds - self._start[1] >= self._least
+
+    def record(self) -> dict[str, object]:
+        """The line, and a new window."""
+        latest = self._latest
+        assert latest is not None
+        steps, seconds = latest.env_steps - self._start[0], latest.seconds - self._start[1]
+        split = {f"time/{name}": total - self._split[name] for name, total in latest.time_split.items()}
+        self._start, self._split = (latest.env_steps, latest.seconds), dict(latest.time_split)
+        losses = {name: float(value) for name, value in latest.metrics.items()}
+        return {
+            "env_steps": latest.env_steps,
+            "updates": latest.updates,
+            "seconds": latest.seconds,
+            "steps_per_second": steps / seconds if seconds > 0 else None,
+            "episodes": self._episodes,
+            "return_mean": _mean(self._returns),
+            "length_mean": _mean(self._lengths),
+            **{f"signal/{name}": _mean(values) for name, values in self._signals.items()},
+            **split,
+            **{f"loss/{name}": value for name, value in losses.items()},
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The newest episodes and their count."""
+        return {
+            "returns": list(self._returns),
+            "lengths": list(self._lengths),
+            "signals": {name: list(values) for name, values in self._signals.items()},
+            "episodes": self._episodes,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
+        self._returns.extend(state["returns"])
+        self._lengths.extend(state["lengths"])
+        self._signals = {name: deque(values, maxlen=self._newest) for name, values in state["signals"].items()}
+        self._episodes = state["episodes"]
+
+
+def _mean(values: deque[Any]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+class _Examiner:
+    """Evaluates with environments and a seed of its own; its environments are built at the first evaluation."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._environment: Environment | None = None
+
+    def examine(self, policy: ActorCritic) -> Evaluation:
+        """Greedy evaluation: the same episodes every time."""
+        if self._environment is None:
+            self._environment = evaluation_environment(self._config, self._config.eval_episodes)
+        seed = derive(self._config.seed, "evaluation")
+        return evaluate(policy, self._environment, episodes=self._config.eval_episodes, seed=seed)
+
+    def close(self) -> None:
+        """Close its environments."""
+        if self._environment is not None:
+            self._environment.close()
+
+
+def evaluation_environment(config: RunConfig, episodes: int) -> Environment:
+    """Environments for evaluating a run's policy: as those of the run, but only as many as the episodes need."""
+    most = config.num_envs if config.env in DEVICE_ENVIRONMENTS else _LARGEST_EVALUATION
+    count = largest_divisor(episodes, most)
+    return make(
+        config.env,
+        num_envs=count,
+        stage=config.stage,
+        num_workers=largest_divisor(count, config.num_workers or available_cores()),
+        kwargs=config.env_kwargs,
+        device=choose_device(config),
+        say=lambda line: None,
+    )
+
+
+def load_policy(run_dir: str | Path, *, which: str = "latest") -> tuple[RunConfig, ActorCritic]:
+    """A run's configuration and its trained policy, on the device that the configuration asks for.
+
+    Args:
+        run_dir: the run's folder.
+        which: `latest`, or `best`: the checkpoint whose evaluation was best.
+
+    Raises:
+        UserError: not a run, no such checkpoint, or one that is damaged or from another network.
+    """
+    folder = RunFolder.open(Path(run_dir))
+    config = load(folder.config.read_text(encoding="utf-8"), str(folder.config))
+    path = checkpoint.best(folder.checkpoints) if which == "best" else checkpoint.latest(folder.checkpoints)
+    if path is None:
+        raise UserError(f"{folder.path} has no {which} checkpoint yet")
+    saved = checkpoint.load(path)["run"]["algorithm"]["policy"]
+    environment = evaluation_environment(config, 1)
+    try:
+        device = choose_device(config)
+        policy = config.policy.build(environment.spec, choose_precision(config, device, lambda line: None)).to(device)
+    finally:
+        environment.close()
+    checkpoint.describe_mismatch(policy.state_dict(), saved, path)
+    policy.load_state_dict(saved)
+    return config, policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What an evaluation of a finished or running run found."""
+
+    evaluation: Evaluation
+    """Whole episodes."""
+    comparison: baselines.BaselineReport | None
+    """Beside the conventional methods, for environments that have some."""
+    video: Path | None
+    """One recorded episode, if it was asked for."""
+
+    def to_json(self) -> dict[str, object]:
+        """The evaluation's numbers, and under `comparison` and `video` the rest."""
+        extra: dict[str, object] = {}
+        if self.comparison is not None:
+            extra["comparison"] = self.comparison.to_json()
+        if self.video is not None:
+            extra["video"] = str(self.video)
+        return self.evaluation.to_json() | extra
+
+
+def examine(
+    run_dir: str | Path,
+    *,
+    episodes: int = 100,
+    seed: int = 0,
+    greedy: bool = True,
+    which: str = "latest",
+    video: bool = False,
+) -> Report:
+    """Evaluate a run's policy on new environments.
+
+    Args:
+        run_dir: the run's folder.
+        episodes: how many, at least.
+        seed: of the episodes and of sampled actions.
+        greedy: take the most probable action instead of a sampled one.
+        which: the `latest` checkpoint or the `best`.
+        video: also record one episode into the run's folder.
+
+    Raises:
+        UserError: not a run, no checkpoint, or an environment that cannot be built or rendered.
+    """
+    config, policy = load_policy(run_dir, which=which)
+    environment = evaluation_environment(config, episodes)
+    try:
+        evaluation = evaluate(policy, environment, episodes=episodes, seed=seed, greedy=greedy)
+    finally:
+        environment.close()
+    device = choose_device(config)
+    comparison = baselines.report(policy, config.env, config.env_kwargs, seed=seed, device=device) if greedy else None
+    path = None
+    if video:
+        target = Path(run_dir) / f"episode-{which}.mp4"
+        path = record(policy, config.env, config.env_kwargs, target, seed=seed, greedy=greedy)
+    return Report(evaluation=evaluation, comparison=comparison, video=path)

@@ -1,0 +1,151 @@
+"""The loop. Everything periodic is the caller's: an `if` around what `train(run)` yields."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from greenroom import envs, machine
+from greenroom.acting import Collector
+from greenroom.config import RunConfig
+from greenroom.envs.base import Environment
+from greenroom.errors import UserError
+from greenroom.networks import Mlp
+from greenroom.policy import Precision
+from greenroom.seeding import derive
+from greenroom.types import Progress
+
+Say = Callable[[str], None]
+
+
+class Run:
+    """The parts of one run, built from its config: environments, policy, algorithm, collector and clock."""
+
+    def __init__(self, config: RunConfig, *, say: Say = print) -> None:
+        self.config = config
+        self.device = choose_device(config)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        groups = make_groups(config, self.device, say)
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(derive(config.seed, "initialisation"))
+                policy = config.policy.build(groups[0].spec, choose_precision(config, self.device, say))
+            layout = choose_layout(config, policy.precision, self.device)
+            policy = policy.to(self.device, memory_format=layout)  # type: ignore[call-overload]  # documented, not annotated
+            self.algorithm = config.algorithm.build(
+                policy, num_envs=config.num_envs, total_steps=config.total_steps, seed=config.seed
+            )
+            self.collector = Collector(
+                groups, policy, rollout_length=config.rollout_length, seed=config.seed, device=self.device
+            )
+        except BaseException:
+            for group in groups:
+                group.close()
+            raise
+        self.env_steps = 0
+        self.updates = 0
+        self.seconds = 0.0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps have been taken."""
+        return self.env_steps >= self.config.total_steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, environments included where they can be copied."""
+        return {
+            "algorithm": self.algorithm.state_dict(),
+            "collector": self.collector.state_dict(),
+            "env_steps": self.env_steps,
+            "updates": self.updates,
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
+        self.algorithm.load_state_dict(state["algorithm"])
+        self.collector.load_state_dict(state["collector"])
+        self.env_steps, self.updates, self.seconds = state["env_steps"], state["updates"], state["seconds"]
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.collector.close()
+
+
+def train(run: Run) -> Iterator[Progress]:
+    """Next rollout, learn, tell; until the run's steps are taken. `seconds` counts only what happens in here."""
+    learning = 0.0
+    while not run.finished:
+        start = time.perf_counter()
+        rollout = next(run.collector)
+        collected = time.perf_counter()
+        metrics = run.algorithm.learn(rollout)
+        end = time.perf_counter()
+        learning += end - collected
+        run.env_steps += rollout.reward.numel()
+        run.updates += 1
+        run.collector.version = run.updates
+        run.seconds += end - start
+        yield Progress(
+            env_steps=run.env_steps,
+            updates=run.updates,
+            seconds=run.seconds,
+            episodes=rollout.episodes,
+            metrics=metrics,
+            time_split={**run.collector.time_split, "learn": learning},
+        )
+
+
+def make_groups(config: RunConfig, device: torch.device, say: Say) -> list[Environment]:
+    """The environments that a run acts in: one group, or two that take turns."""
+    count = 2 if config.collect == "double" else 1
+    groups: list[Environment] = []
+    try:
+        for number in range(count):
+            groups.append(
+                envs.make(
+                    config.env,
+                    num_envs=config.num_envs // count,
+                    stage=config.stage,
+                    num_workers=config.num_workers or None,
+                    kwargs=config.env_kwargs,
+                    device=device,
+                    say=say if number == 0 else lambda line: None,
+                )
+            )
+    except BaseException:
+        for group in groups:
+            group.close()
+        raise
+    return groups
+
+
+def choose_device(config: RunConfig) -> torch.device:
+    """Where the learner computes."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here; use --device cpu, or install a CUDA build of torch")
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def choose_layout(config: RunConfig, precision: Precision, device: torch.device) -> torch.memory_format:
+    """How convolutional weights lie in memory; without effect on other networks."""
+    pays = precision == "float32" and device.type == "cpu"
+    wanted = {"auto": pays, "on": True, "off": False}[config.policy.channels_last]
+    return torch.channels_last if wanted else torch.preserve_format
+
+
+def choose_precision(config: RunConfig, device: torch.device, say: Say) -> Precision:
+    """Arithmetic of the network. bfloat16 only for convolutions on a processor that has instructions for it."""
+    if config.policy.precision != "auto":
+        return config.policy.precision
+    kind = machine.cpu_bf16() if device.type == "cpu" else None
+    if kind is None or isinstance(config.policy.network, Mlp):
+        return "float32"
+    say(f"precision: bfloat16 convolutions (this processor has {kind}; --precision float32 turns it off)")
+    return "bfloat16"

@@ -1,0 +1,143 @@
+"""The values that flow through greenroom: `Step` → `Decision` → `Rollout` → `Progress`.
+
+All are frozen and complete when they exist. Axes: T = rollout length, B = num_envs, K = number of things that ended
+(varies). An observation is one tensor or a flat dict of tensors (`spec.ObsSpec`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Obs = Tensor | dict[str, Tensor]
+
+
+def map_obs(function: Callable[[Tensor], Tensor], obs: Obs) -> Obs:
+    """Apply `function` to every array of an observation."""
+    if isinstance(obs, dict):
+        return {name: function(part) for name, part in obs.items()}
+    return function(obs)
+
+
+def cat_obs(parts: Sequence[Obs]) -> Obs:
+    """Concatenate observations (at least one, all of one structure) along their leading axis."""
+    first = parts[0]
+    if isinstance(first, dict):
+        return {name: torch.cat([part[name] for part in parts if isinstance(part, dict)]) for name in first}
+    return torch.cat([part for part in parts if isinstance(part, Tensor)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episodes:
+    """K finished episodes, in the order in which they ended."""
+
+    index: Tensor
+    """int64 `[K]`: which environment."""
+    returns: Tensor
+    """float32 `[K]`: undiscounted sum of the environment's own rewards, before any clipping or scaling."""
+    lengths: Tensor
+    """int64 `[K]`: agent steps."""
+    signals: dict[str, Tensor]
+    """float32 `[K]` each: the named signals summed over the episode."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What B environments say after one action each. Reset convention: same-step.
+
+    Its tensors may be the stage's own memory: they are valid until the next `send` to that stage.
+    """
+
+    obs: Obs
+    """`[B, ...]`: what to act on next. Where an episode ended, already the first observation of the next one."""
+    reward: Tensor
+    """float32 `[B]`: what the learner sees (clipped if the stage was told to clip)."""
+    terminated: Tensor
+    """bool `[B]`: the task itself ended; the future is worth nothing."""
+    truncated: Tensor
+    """bool `[B]`: the episode was cut from outside (a time limit); the future is worth the value of `final_obs`."""
+    final_obs: Obs
+    """`[K, ...]`: the true last observation of every environment with `terminated | truncated`, in index order."""
+    episodes: Episodes
+    """The episodes that finished now: those that are cut, unless a cut is only a learning signal (a lost life)."""
+    signals: dict[str, Tensor]
+    """float32 `[B]` each: the environment's named numbers for this step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What a policy chose for B observations."""
+
+    action: Tensor
+    """In the environment's own units (`spec.ActionSpec` gives the shape)."""
+    extras: dict[str, Tensor]
+    """`[B, ...]` each: what the policy wants to find in the rollout (log-probability, value, …)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """T steps of B environments, time first. Its tensors are the collector's memory: valid until the next rollout."""
+
+    obs: Obs
+    """`[T+1, B, ...]`: what was acted on, and what comes next."""
+    action: Tensor
+    """`[T, B, ...]`."""
+    reward: Tensor
+    """float32 `[T, B]`."""
+    terminated: Tensor
+    """bool `[T, B]`."""
+    truncated: Tensor
+    """bool `[T, B]`."""
+    final_obs: Obs
+    """`[K, ...]`: true last observations where `cut`, ordered by time, then by environment index."""
+    extras: dict[str, Tensor]
+    """`[T, B, ...]` each: as the policy returned them."""
+    version: int
+    """Number of updates the acting weights had seen."""
+    episodes: Episodes
+    """Everything that finished during these T steps."""
+
+    @property
+    def cut(self) -> Tensor:
+        """bool `[T, B]`: an episode ended here, for whichever reason."""
+        return self.terminated | self.truncated
+
+    def bootstrap(self, value: Tensor, value_of: Callable[[Obs], Tensor]) -> Tensor:
+        """Value of the true successor of every step: the one place where time limits are handled.
+
+        Args:
+            value: float32 `[T+1, B]`, the values of `obs`.
+            value_of: gives float32 `[N]` for N observations; called on truncated episodes' last observations.
+
+        Returns:
+            float32 `[T, B]`. Where an episode ended by truncation, the value of its true last observation; where it
+            terminated, zero (a discount of zero hides it in any case); elsewhere the value of the next observation.
+        """
+        next_value = value[1:].clone()
+        next_value[self.terminated] = 0.0
+        timed_out = self.truncated & ~self.terminated
+        if bool(timed_out.any()):
+            last = timed_out[self.cut]
+            next_value[timed_out] = value_of(map_obs(lambda part: part[last], self.final_obs)).to(next_value.dtype)
+        return next_value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """One update's news, from the loop to whoever watches."""
+
+    env_steps: int
+    """Agent steps so far, summed over environments."""
+    updates: int
+    """Calls of `learn` so far."""
+    seconds: float
+    """Wall-clock of the run so far, earlier sittings included."""
+    episodes: Episodes
+    """The episodes that finished in this rollout."""
+    metrics: dict[str, Tensor]
+    """Scalars on the learner's device; reading one waits for the device."""
+    time_split: dict[str, float]
+    """Seconds spent in `env`, `act`, `learn` and `wait` so far in this sitting."""

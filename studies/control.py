@@ -1,0 +1,93 @@
+"""Classic control and a MuJoCo task beside Stable-Baselines3 with its tuned settings, at one budget of agent steps.
+
+Both sides are trained and evaluated by the commands that the records show. The evaluation is the same code on
+the same episodes.
+"""
+
+from __future__ import annotations
+
+from harness import Options, Record, Trial, evaluation, greenroom_trial, options, parser, run_trials
+from report import SCORE_HEADINGS, Panel, Scores, group, plot_curves, write_table
+
+TASKS = {
+    ("CartPole-v1", "a2c"): 500_000,
+    ("CartPole-v1", "ppo"): 100_000,
+    ("Acrobot-v1", "a2c"): 500_000,
+    ("Acrobot-v1", "ppo"): 1_000_000,
+    ("Pendulum-v1", "ppo"): 100_000,
+    ("InvertedDoublePendulum-v5", "ppo"): 1_000_000,
+}
+"""Agent steps by environment and algorithm: the budgets that Stable-Baselines3's settings were tuned for."""
+
+
+def trials_of(chosen: Options) -> list[Trial]:
+    trials: list[Trial] = []
+    for (env, algo), total_steps in TASKS.items():
+        task = f"{env} {algo}"
+        for seed in chosen.seeds:
+            run = chosen.run("greenroom", env, algo, seed)
+            settings = ("--algo", algo)
+            trials.append(
+                greenroom_trial(
+                    chosen,
+                    task=task,
+                    env=env,
+                    method="greenroom",
+                    seed=seed,
+                    run=run,
+                    total_steps=total_steps,
+                    settings=settings,
+                )
+            )
+            trials.append(sb3_trial(chosen, task, env, algo, seed, total_steps))
+    return trials
+
+
+def sb3_trial(chosen: Options, task: str, env: str, algo: str, seed: int, total_steps: int) -> Trial:
+    run = chosen.run("sb3", env, algo, seed)
+    script = ("python", "studies/sb3_baselines.py")
+    steps = str(chosen.total_steps or total_steps)
+    asked = ("--algo", algo, "--seed", str(seed), "--total-steps", steps, "--run-dir", str(run))
+    return Trial(
+        task=task,
+        method="Stable-Baselines3",
+        seed=seed,
+        run=run,
+        train=(*script, "train", env, *asked),
+        evaluate=(*script, "evaluate", str(run), *evaluation(chosen)),
+    )
+
+
+def rows_of(records: list[Record]) -> list[list[str]]:
+    rows: list[list[str]] = []
+    for (task, method), seeds in group(records).items():
+        scores = Scores.of([record["evaluation"]["mean"] for record in seeds])
+        seconds = Scores.of([record["seconds"] for record in seeds])
+        steps = f"{seeds[0]['env_steps']:,}".replace(",", " ")
+        rows.append([task, method, steps, str(len(seeds)), *scores.cells(1), f"{seconds.mean:.0f}"])
+    return rows
+
+
+def main() -> None:
+    chosen = options("control", parser(__doc__ or "", seeds=range(1, 6), episodes=100).parse_args())
+    records = run_trials(trials_of(chosen), chosen)
+    write_table(
+        chosen,
+        title="Control beside Stable-Baselines3",
+        explanation=(
+            f"Return of the greedy policy after training, mean of {chosen.episodes} episodes for each seed. "
+            "Agent steps are those of the training, the same for both but for the last rollout; seconds are those of "
+            "one training run."
+        ),
+        headings=["task", "learner", "agent steps", "seeds", *SCORE_HEADINGS, "seconds"],
+        rows=rows_of(records),
+        records=records,
+    )
+    panels: dict[str, dict[str, list[Record]]] = {}
+    for (task, method), seeds in group(records).items():
+        panels.setdefault(task, {})[method] = seeds
+    plot_curves(chosen.out / "curves.png", [Panel(title=task, groups=groups) for task, groups in panels.items()])
+
+
+if __name__ == "__main__":
+    main()

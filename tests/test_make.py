@@ -1,0 +1,158 @@
+"""`make`: the right stage for each environment, one line that says why, and one clear message for every wrong name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gym_envs
+from greenroom.envs import choose, list_environments, make
+from greenroom.envs.ale import AleEnvironment
+from greenroom.envs.base import Environment
+from greenroom.envs.choose import largest_divisor, measure_step
+from greenroom.envs.device import DeviceEnvironment
+from greenroom.envs.gym import Factory
+from greenroom.envs.inline import InlineEnvironment
+from greenroom.envs.workers import WorkersEnvironment
+from greenroom.errors import UserError
+
+
+@pytest.fixture
+def open_stage() -> Iterator[Callable[..., tuple[Environment, str]]]:
+    opened: list[Environment] = []
+
+    def build(env: Any, **options: Any) -> tuple[Environment, str]:
+        said: list[str] = []
+        opened.append(make(env, say=said.append, **options))
+        assert len(said) == 1
+        return opened[-1], said[0]
+
+    yield build
+    for environment in opened:
+        environment.close()
+
+
+def test_batched_and_native_environments_need_no_measurement(open_stage: Any) -> None:
+    device, line = open_stage("lost-sales", num_envs=3, kwargs={"lead_time": 2})
+    assert isinstance(device, DeviceEnvironment)
+    assert line == "stage: device (written as batched tensor code)"
+    native, line = open_stage("ALE/Pong-v5", num_envs=2)
+    assert isinstance(native, AleEnvironment)
+    assert line == "stage: native (ale steps it in C++ threads)"
+
+
+@pytest.mark.parametrize(
+    ("microseconds", "num_envs", "cores", "stage", "reason"),
+    [
+        (10, 16, 4, "inline", "one X step takes 10 µs; 16 take 160 µs here, about 180 µs in 4 workers"),
+        (1000, 16, 4, "workers", "one X step takes 1.0 ms; 16 take 16.0 ms here, about 4.1 ms in 4 workers"),
+        (1000, 16, 1, "inline", "one X step takes 1.0 ms; there is one core"),
+        (1000, 7, 4, "inline", "one X step takes 1.0 ms; no number of workers up to 4 divides 7 environments"),
+        (10, 1024, 2, "workers", "one X step takes 10 µs; 1024 take 10.2 ms here, about 5.2 ms in 2 workers"),
+    ],
+)
+def test_rule(
+    microseconds: int, num_envs: int, cores: int, stage: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose, "measure_step", lambda factory: microseconds * 1e-6)
+    monkeypatch.setattr(choose, "available_cores", lambda: cores)
+    choice = choose._by_measurement(Factory(env="X"), num_envs)
+    assert (choice.stage, choice.reason) == (stage, reason)
+
+
+def test_slow_environment_goes_to_workers_and_cheap_one_stays(open_stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "available_cores", lambda: 2)
+    slow, line = open_stage(gym_envs.Slow, num_envs=4)
+    assert isinstance(slow, WorkersEnvironment)
+    assert slow.num_workers == 2
+    assert line.startswith("stage: workers × 2 (one Slow step takes 2.")
+    cheap, line = open_stage("CartPole-v1", num_envs=2)
+    assert isinstance(cheap, InlineEnvironment)
+    assert line.startswith("stage: inline (one CartPole-v1 step takes ")
+
+
+def test_measurement_is_short_and_right() -> None:
+    begin = time.perf_counter()
+    seconds = measure_step(Factory(env=gym_envs.Slow))
+    assert time.perf_counter() - begin < 0.9
+    assert 0.002 <= seconds < 0.010
+
+
+def test_asked_for_stage_is_given(open_stage: Any) -> None:
+    inline, line = open_stage("CartPole-v1", num_envs=2, stage="inline", kwargs={"max_episode_steps": 5})
+    assert isinstance(inline, InlineEnvironment)
+    assert line == "stage: inline (as asked)"
+    workers, line = open_stage("gym_envs:Counter", num_envs=4, num_workers=4, kwargs={"length": 3})
+    assert isinstance(workers, WorkersEnvironment)
+    assert line == "stage: workers × 4 (as asked)"
+
+
+@pytest.mark.parametrize(
+    ("env", "options", "words"),
+    [
+        ("CartPol-v1", {}, "unknown environment 'CartPol-v1'; did you mean 'CartPole-v1'"),
+        ("CartPol-v1", {"stage": "inline"}, "unknown environment 'CartPol-v1'; did you mean 'CartPole-v1'"),
+        ("CartPole", {}, "did you mean 'CartPole-v1'"),
+        ("lost-sale", {}, "did you mean 'lost-sales'"),
+        ("xyzzy", {}, "unknown environment 'xyzzy'; `greenroom list`"),
+        ("CartPole-v1", {"stage": "worker"}, "unknown stage 'worker'; did you mean 'workers'"),
+        ("CartPole-v1", {"num_envs": 0}, "num_envs must be at least 1, not 0"),
+        ("CartPole-v1", {"num_workers": 0}, "num_workers must be at least 1, not 0"),
+        ("CartPole-v1", {"num_workers": 3}, "num_envs=4 is not divisible by num_workers=3; use num_workers=2 or 4"),
+        ("CartPole-v1", {"stage": "device"}, "no device environment 'CartPole-v1'"),
+        ("CartPole-v1", {"stage": "native"}, "no native stage"),
+        ("lost-sales", {"stage": "workers"}, "'lost-sales' is a device environment; use --stage device or auto"),
+        (gym_envs.Counter, {"stage": "native"}, "a callable cannot run on stage native"),
+        ("CartPole-v1", {"kwargs": {"suton_barto_reward": True}}, "did you mean 'sutton_barto_reward'"),
+        ("gym_envs:Counter", {"kwargs": {"lenght": 3}}, "takes no argument 'lenght'; did you mean 'length'"),
+        ("gym_envs:needs_argument", {}, "needs the argument 'size'"),
+        ("gym_envs:Conter", {}, "module 'gym_envs' has no factory 'Conter'; did you mean 'Counter'"),
+        ("gym_env:Counter", {}, "there is no module 'gym_env'"),
+        ("gym_envs:not_an_env", {}, "returned int, not a gymnasium.Env"),
+        ("gym_envs:broken_factory", {}, "could not be built: RuntimeError: no licence for the simulator"),
+    ],
+)
+def test_mistakes_are_named_with_a_remedy(env: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make(env, say=lambda line: None, **{"num_envs": 4, **options})
+
+
+def test_missing_extra_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lacking.py").write_text(
+        "import gymnasium\n"
+        "def env():\n"
+        "    raise gymnasium.error.DependencyNotInstalled('run `pip install \"gymnasium[box2d]\"`')\n"
+    )
+    (tmp_path / "importing.py").write_text("import no_such_package_at_all\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=r"needs a package that is not installed: .*gymnasium\[box2d\]"):
+        make("lacking:env", num_envs=1)
+    with pytest.raises(UserError, match="importing 'importing' needs 'no_such_package_at_all', which is not installed"):
+        make("importing:env", num_envs=1)
+
+
+def test_a_failing_factory_keeps_its_traceback() -> None:
+    with pytest.raises(UserError) as caught:
+        make("gym_envs:broken_factory", num_envs=1)
+    cause = caught.value.__cause__
+    assert isinstance(cause, RuntimeError)
+    assert cause.__traceback__ is not None
+
+
+@pytest.mark.parametrize(
+    ("num_envs", "limit", "expected"), [(12, 5, 4), (7, 4, 1), (64, 2, 2), (2, 16, 2), (30, 16, 15)]
+)
+def test_largest_divisor(num_envs: int, limit: int, expected: int) -> None:
+    assert largest_divisor(num_envs, limit) == expected
+
+
+def test_list_names_every_kind() -> None:
+    names = list_environments()
+    assert "lost-sales" in names["device"]
+    assert "ALE/Pong-v5" in names["native"]
+    assert "CartPole-v1" in names["gymnasium"]
+    assert not set(names["native"]) & set(names["gymnasium"])

@@ -1,0 +1,169 @@
+"""Networks: PAAC's parameter counts, initialisation within its bounds, dict observations, and refusals with a remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from greenroom.errors import UserError
+from greenroom.networks import Encoder, Impala, Mlp, Nature, NetworkConfig, Nips, initialise
+from greenroom.policy import ActorCritic, PolicyConfig
+from greenroom.spec import ArraySpec, Discrete, EnvSpec
+
+ATARI = ArraySpec(shape=(4, 84, 84), dtype=torch.uint8, low=0, high=255)
+VECTOR = ArraySpec(shape=(3, 5))
+
+
+def count(module: nn.Module) -> int:
+    return sum(param.numel() for param in module.parameters())
+
+
+def atari_policy(network: NetworkConfig) -> ActorCritic:
+    config = PolicyConfig(network=network, initialisation="fan_in")
+    return config.build(EnvSpec(name="atari", obs=ATARI, action=Discrete(n=6)), "float32")
+
+
+@pytest.mark.parametrize(("network", "expected"), [(Nips(), 677_943), (Nature(), 1_687_719)])
+def test_paac_s_networks_have_paac_s_size(network: NetworkConfig, expected: int) -> None:
+    """The whole actor-critic: shared trunk, softmax(6) and linear(1) heads."""
+    assert count(atari_policy(network)) == expected
+
+
+def convolutions(module: nn.Module) -> list[tuple[int, int, int]]:
+    found = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
+    assert all(part.padding == (0, 0) for part in found)
+    return [(part.out_channels, part.kernel_size[0], part.stride[0]) for part in found]
+
+
+def test_paac_s_layers() -> None:
+    assert convolutions(Nips().build(ATARI)[0]) == [(16, 8, 4), (32, 4, 2)]
+    assert convolutions(Nature().build(ATARI)[0]) == [(32, 8, 4), (64, 4, 2), (64, 3, 1)]
+
+
+@pytest.mark.parametrize("network", [Nips(), Nature(), Impala(), Impala(width=2, features=100), Mlp(hidden=(7, 9))])
+def test_features_are_as_many_as_promised(network: NetworkConfig) -> None:
+    module, features = network.build(ATARI)
+    assert module(torch.zeros(2, 4, 84, 84)).shape == (2, features)
+
+
+def test_impala_s_size() -> None:
+    """Per section a convolution and four more; 84 → 42 → 21 → 11; then 11·11·32 to 256."""
+
+    def size(channels: int, width: int, features: int) -> int:
+        total = 0
+        for filters in (16 * width, 32 * width, 32 * width):
+            total += (9 * channels + 1) * filters + 4 * (9 * filters + 1) * filters
+            channels = filters
+        return total + (11 * 11 * channels + 1) * features
+
+    assert count(Impala().build(ATARI)[0]) == size(4, 1, 256)
+    assert count(Impala(width=2, features=100).build(ATARI)[0]) == size(4, 2, 100)
+
+
+def test_a_residual_block_adds_to_its_input() -> None:
+    """With all later weights at zero, the blocks hand on what they get."""
+    module, _ = Impala().build(ArraySpec(shape=(1, 8, 8)))
+    assert isinstance(module, nn.Sequential)
+    block = module[2]
+    for param in block.parameters():
+        nn.init.zeros_(param)
+    x = torch.randn(2, 16, 4, 4)
+    assert torch.equal(block(x), x)
+
+
+def weighted(module: nn.Module) -> Iterator[nn.Linear | nn.Conv2d]:
+    return (layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d))
+
+
+def test_fan_in_fills_its_range_weights_and_biases_alike() -> None:
+    torch.manual_seed(0)
+    policy = atari_policy(Nips())
+    fans = []
+    for layer in weighted(policy):
+        assert layer.bias is not None
+        fan_in = layer.weight[0].numel()
+        bound = 1 / math.sqrt(fan_in)
+        fans.append(fan_in)
+        assert float(layer.weight.abs().max()) <= bound
+        assert float(layer.weight.abs().max()) > 0.95 * bound
+        # Uniform within ±bound: standard deviation bound/√3.
+        assert float(layer.weight.std()) == pytest.approx(bound / math.sqrt(3), rel=0.06)
+        assert 0 < float(layer.bias.abs().max()) <= bound
+    assert fans == [4 * 64, 16 * 16, 32 * 81, 256, 256]
+
+
+@pytest.mark.parametrize("gain", [math.sqrt(2), 0.01])
+def test_orthogonal(gain: float) -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(8, 5), nn.Conv2d(3, 4, 2))
+    initialise(layers, "orthogonal", gain)
+    for layer in weighted(layers):
+        rows = layer.weight.flatten(1)
+        torch.testing.assert_close(rows @ rows.T, gain**2 * torch.eye(len(rows)), rtol=1e-4, atol=1e-6)
+        assert layer.bias is not None
+        assert not layer.bias.any()
+
+
+def test_every_part_of_a_policy_is_initialised() -> None:
+    """Orthogonal gains: √2 in the encoders, 0.01 for actions, 1 for the value."""
+    torch.manual_seed(0)
+    config = PolicyConfig(network=Mlp(hidden=(16,)), separate_value=True)
+    policy = config.build(EnvSpec(name="x", obs=VECTOR, action=Discrete(n=4)), "float32")
+    assert policy.value_encoder is not None
+
+    def norms(module: nn.Module) -> list[float]:
+        """Largest singular value of each layer."""
+        return [float(torch.linalg.matrix_norm(layer.weight.detach(), 2)) for layer in weighted(module)]
+
+    assert norms(policy.encoder) == pytest.approx([math.sqrt(2)])
+    assert norms(policy.value_encoder) == pytest.approx([math.sqrt(2)])
+    assert norms(policy.head) == pytest.approx([0.01])
+    assert norms(policy.value_head) == pytest.approx([1.0])
+
+
+@pytest.mark.parametrize(("name", "function"), [("tanh", torch.tanh), ("relu", torch.relu)])
+def test_mlp_is_what_it_says(name: str, function: object) -> None:
+    assert callable(function)
+    module, features = Mlp(hidden=(6, 2), activation="tanh" if name == "tanh" else "relu").build(VECTOR)
+    assert features == 2
+    first, second = weighted(module)
+    assert (first.weight.shape, second.weight.shape) == ((6, 15), (2, 6))
+    x = torch.randn(4, 3, 5)
+    expected = function(second(function(first(x.flatten(1)))))
+    torch.testing.assert_close(module(x), expected)
+
+
+def test_dict_observations_encode_each_part_and_concatenate() -> None:
+    spec = {"camera": ATARI, "speed": VECTOR, "mode": ArraySpec(shape=(2,))}
+    obs = {"speed": torch.randn(2, 3, 5), "camera": torch.rand(2, 4, 84, 84), "mode": torch.randn(2, 2)}
+    encoder = Encoder(Mlp(hidden=(10,)), spec)
+    assert encoder.features == 512 + 10 + 10  # a picture goes through Nature
+    whole = encoder(obs)
+    assert whole.shape == (2, 532)
+    parts = dict(zip(encoder.names, encoder.parts, strict=True))
+    together: list[Tensor] = [parts[name](obs[name]) for name in ("camera", "mode", "speed")]
+    torch.testing.assert_close(whole, torch.cat(together, dim=1))
+    assert len({id(part) for part in encoder.parts}) == 3
+
+
+def test_dict_observations_with_a_convolutional_network() -> None:
+    encoder = Encoder(Nips(), {"camera": ATARI, "speed": VECTOR})
+    assert convolutions(encoder) == [(16, 8, 4), (32, 4, 2)]
+    assert encoder.features == 256 + 64
+
+
+def test_refusals() -> None:
+    with pytest.raises(UserError, match=r"\[4, 12, 12\] are too small for this network; use --network mlp"):
+        Nips().build(ArraySpec(shape=(4, 12, 12)))
+    with pytest.raises(UserError, match=r"\[3, 5\]; use --network mlp"):
+        Impala().build(VECTOR)
+    with pytest.raises(UserError, match=r"hidden must be .* not \[8, 0\]"):
+        Mlp(hidden=(8, 0))
+    with pytest.raises(UserError, match="hidden"):
+        Mlp(hidden=())
+    with pytest.raises(UserError, match="width and features must be at least 1, not 0 and 256"):
+        Impala(width=0)
