@@ -10,7 +10,7 @@ from report import Panel, Scores, group, plot_curves, write_table
 
 PROBLEMS = [(4, 1), (4, 2), (4, 3), (4, 4), (39, 4)]
 """Penalty for a unit of lost demand, lead time."""
-TOTAL_STEPS = 15_000_000
+TOTAL_STEPS = 10_000_000
 
 
 def trials_of(chosen: Options) -> list[Trial]:

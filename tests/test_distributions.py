@@ -87,8 +87,8 @@ def test_categorical_agrees_with_torch() -> None:
     sample = ours.sample(source())
     assert torch.equal(ours.mode(), logits.argmax(-1))
     for mine, reference in (
-        (ours.log_prob(sample), theirs.log_prob(sample)),  # type: ignore[no-untyped-call]  # torch.distributions is untyped
-        (ours.entropy(), theirs.entropy()),  # type: ignore[no-untyped-call]
+        (ours.log_prob(sample), theirs.log_prob(sample)),
+        (ours.entropy(), theirs.entropy()),
     ):
         torch.testing.assert_close(mine, reference)
         torch.testing.assert_close(
@@ -126,10 +126,10 @@ def test_gaussian_agrees_with_torch() -> None:
     mean = logits_of(50, 3)
     log_std = torch.tensor([-1.0, 0.0, 0.7], dtype=torch.float64)
     ours = Gaussian(mean, log_std.expand_as(mean))
-    theirs = torch.distributions.Normal(mean, log_std.exp())  # type: ignore[no-untyped-call]
+    theirs = torch.distributions.Normal(mean, log_std.exp())
     sample = ours.sample(source())
-    torch.testing.assert_close(ours.log_prob(sample), theirs.log_prob(sample).sum(-1))  # type: ignore[no-untyped-call]
-    torch.testing.assert_close(ours.entropy(), theirs.entropy().sum(-1))  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(ours.log_prob(sample), theirs.log_prob(sample).sum(-1))
+    torch.testing.assert_close(ours.entropy(), theirs.entropy().sum(-1))
     assert ours.mode() is mean
 
 

@@ -141,7 +141,7 @@ class Collector:
     @property
     def can_snapshot(self) -> bool:
         """Whether a resumed run continues the very same episodes."""
-        return all(isinstance(group, Snapshotable) and getattr(group, "can_snapshot", True) for group in self.groups)
+        return all(isinstance(group, Snapshotable) and group.can_snapshot for group in self.groups)
 
     def state_dict(self) -> dict[str, Any]:
         """Where acting stands: generator, last observation and, where they can be copied, the environments."""

@@ -21,10 +21,10 @@ from greenroom.evaluation import evaluation_mode
 from greenroom.policy import Policy
 from greenroom.types import Obs
 
-_ACTORS, _PERIODS = 1024, 2000
+_ACTORS, _PERIODS = 1024, 4000
 """Size of the evaluation, which runs twice, for the policy and for what it is compared with."""
 _COLLAPSED_SHARE, _COLLAPSED_COST = 0.9, 0.95
-"""Collapsed: one order makes up this share of all, and the cost is at least this share of the constant order's."""
+"""Collapsed: one order makes up this share of all, and the cost is at least this share of the best constant order's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,28 +69,32 @@ class BaselineReport:
     @property
     def collapsed(self) -> bool:
         """Whether the policy orders nearly the same whatever it sees, and pays for it."""
-        constant = self.rules["constant order"].cost
-        return self.usual_share >= _COLLAPSED_SHARE and self.cost.mean >= _COLLAPSED_COST * constant
+        pays = self.cost.mean >= _COLLAPSED_COST * self.rules["constant order"].cost
+        return self.usual_share >= _COLLAPSED_SHARE and pays and self.cost.ci95[0] > self._best.cost
+
+    @property
+    def _best(self) -> Rule:
+        return min(self.rules.values(), key=lambda rule: rule.cost)
 
     @property
     def verdict(self) -> str:
         """One plain line."""
-        best = min(self.rules.values(), key=lambda rule: rule.cost)
+        best = self._best
         worst = max(self.rules.values(), key=lambda rule: rule.cost)
         percent = 100 * (self.cost.mean / best.cost - 1)
         low, high = self.cost.ci95
         if self.collapsed:
             return (
                 f"COLLAPSED to the constant order {self.usual_order}: {100 * self.usual_share:.0f} % of the learned "
-                f"orders are the same, at {percent:+.1f} % over the best classical rule ({best.name})"
+                f"orders are the same, {percent:.1f} % behind the best classical rule ({best.name})"
             )
         if high < best.cost:
             return f"beats the best classical rule ({best.name}) by {-percent:.2f} %"
         if low <= best.cost:
             return f"level with the best classical rule ({best.name})"
         if low > worst.cost:
-            return f"WORSE than every classical rule: {percent:+.1f} % over the best ({best.name})"
-        return f"between the classical rules: {percent:+.2f} % over the best ({best.name}), below {worst.name}"
+            return f"WORSE than every classical rule: {percent:.1f} % behind the best ({best.name})"
+        return f"{percent:.2f} % behind the best classical rule ({best.name})"
 
     def to_json(self) -> dict[str, object]:
         """All numbers, as one record."""

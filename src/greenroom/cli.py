@@ -6,20 +6,23 @@ import argparse
 import dataclasses
 import json
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-import yaml
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
 from greenroom.algorithms import ALGORITHMS
-from greenroom.config import NETWORKS, OPTIMIZERS, RunConfig, load
+from greenroom.algorithms.actor_critic import Discounting
+from greenroom.config import KINDS, NETWORKS, OPTIMIZERS, RunConfig, load_file, parse_yaml
 from greenroom.errors import UserError, nearest
+from greenroom.optim import Schedule
+from greenroom.policy import PolicyConfig
 from greenroom.presets import PRESETS, preset
 
 _MARKERS = (tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands)
@@ -33,7 +36,7 @@ class Train:
     """
 
     env: Positional[str]
-    """A name of `greenroom list`, a Gymnasium id, or package.module:factory."""
+    """A name of `greenroom list`, a Gymnasium id, or package.module:factory; by default --config's, or lost-sales."""
     algo: Literal[tuple(ALGORITHMS)] | None = None  # type: ignore[valid-type]  # the table is the one place of names
     """The algorithm; by default the preset's."""
     preset: Literal[tuple(PRESETS)] | None = None  # type: ignore[valid-type]
@@ -117,7 +120,11 @@ class List:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0, or 2 for a user's mistake."""
+    """Run one command.
+
+    Returns:
+        The exit code: 0, 2 for a user's mistake or a disk that refuses, 130 for Ctrl-C where there is nothing to save.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     errors = Console(stderr=True)
     if not words or words[0] in ("-h", "--help"):
@@ -128,11 +135,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in _COMMANDS:
             raise UserError(f"no command {name!r}{nearest(name, _COMMANDS)}")
         _COMMANDS[name](rest)
-    except UserError as problem:
+    except (UserError, OSError) as problem:
         if "--debug" in words:
             raise
         errors.print(f"greenroom: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
+    except KeyboardInterrupt:
+        if "--debug" in words:
+            raise
+        errors.print("greenroom: interrupted", style="red")
+        return 130
     return 0
 
 
@@ -147,17 +159,7 @@ def _train(words: list[str]) -> None:
 
 def _train_defaults(words: list[str], own: dict[str, Any]) -> Train:
     """The options' defaults depend on some of the options: read those first, leave all errors to the real parser."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("algo", "preset", "network", "optimizer", "config"):
-        first.add_argument(f"--{name}")
-    try:
-        chosen, rest = first.parse_known_args([word.replace("_", "-") if word[:2] == "--" else word for word in words])
-    except argparse.ArgumentError as problem:
-        raise UserError(str(problem)) from None
-    env = next((word for word in rest if not word.startswith("-")), "lost-sales")
-    for value, table in ((chosen.network, NETWORKS), (chosen.optimizer, OPTIMIZERS), (chosen.algo, ALGORITHMS)):
-        if value is not None and value not in table:
-            raise UserError(f"{value!r} is not known{nearest(value, table)}")
+    chosen, env = _first_reading(words)
     config = _start(env, chosen)
     if own:
         config = dataclasses.replace(config, env_kwargs=config.env_kwargs | own)
@@ -167,19 +169,58 @@ def _train_defaults(words: list[str], own: dict[str, Any]) -> Train:
     if chosen.optimizer:
         algorithm = dataclasses.replace(config.algorithm, optimizer=OPTIMIZERS[chosen.optimizer]())
         config = dataclasses.replace(config, algorithm=algorithm)
-    return Train(env=env, run=config)
+    return Train(env=config.env, run=config)
 
 
-def _start(env: str, chosen: argparse.Namespace) -> RunConfig:
+def _first_reading(words: list[str]) -> tuple[argparse.Namespace, str | None]:
+    """The options' values as words, and the environment: the word that is neither an option nor an option's value."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    choices: dict[str, list[str]] = {}
+    for kind in (Train, RunConfig, PolicyConfig, Discounting, Schedule, *KINDS.values()):
+        for name, hint in typing.get_type_hints(kind).items():
+            if name in choices or name == "env":
+                continue
+            choices[name] = _choices(hint)
+            if hint is bool:
+                first.add_argument(_option(name), action=argparse.BooleanOptionalAction)
+            else:
+                first.add_argument(_option(name), nargs="*" if typing.get_origin(hint) is tuple else None)
+    try:
+        chosen, rest = first.parse_known_args([_dashed(word) for word in words])
+    except argparse.ArgumentError:
+        chosen, rest = argparse.Namespace(**dict.fromkeys(choices)), []  # the real parser will say what is missing
+    for name, known in choices.items():
+        given = getattr(chosen, name)
+        for value in given if isinstance(given, list) else [given]:
+            if known and value is not None and value not in known:
+                raise UserError(f"{_option(name)}: {value!r} is not a valid value{nearest(value, known)}")
+    return chosen, next((word for word in rest if not word.startswith("-")), None)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _dashed(word: str) -> str:
+    """`--total_steps=5` as `--total-steps=5`, which the real parser takes too."""
+    name, equals, value = word.partition("=")
+    return _option(name[2:]) + equals + value if name.startswith("--") else word
+
+
+def _choices(hint: Any) -> list[str]:
+    """The words that an option of type `hint` takes; empty if there are too many to list."""
+    if typing.get_origin(hint) is Literal:
+        return list(typing.get_args(hint))
+    return [word for part in typing.get_args(hint) for word in _choices(part)]
+
+
+def _start(env: str | None, chosen: argparse.Namespace) -> RunConfig:
     if chosen.config is None:
-        return preset(chosen.preset, env, algo=chosen.algo)
+        return preset(chosen.preset, env or "lost-sales", algo=chosen.algo)
     if chosen.preset is not None or chosen.algo is not None:
         raise UserError("--config sets everything; leave out --preset and --algo")
-    try:
-        text = Path(chosen.config).read_text(encoding="utf-8")
-    except OSError as problem:
-        raise UserError(f"cannot read --config {chosen.config}: {problem.strerror}") from None
-    return dataclasses.replace(load(text, chosen.config), env=env)
+    config = load_file(Path(chosen.config))
+    return config if env is None else dataclasses.replace(config, env=env)
 
 
 def _environment_arguments(words: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -195,7 +236,7 @@ def _environment_arguments(words: list[str]) -> tuple[dict[str, Any], list[str]]
         value = text if equals else next(queue, None)
         if value is None or not name:
             raise UserError(f"{word} needs a name and a value: --env.NAME VALUE")
-        own[name.replace("-", "_")] = yaml.safe_load(value)
+        own[name.replace("-", "_")] = parse_yaml(value, f"--env.{name}")
     return own, rest
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import types
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -143,13 +145,45 @@ def load(text: str, source: str) -> RunConfig:
     Raises:
         UserError: not YAML, an unknown key, a value of the wrong type or out of range; names the key.
     """
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as problem:
-        raise UserError(f"{source} is not valid YAML: {problem}") from None
-    config = from_dict(RunConfig, data, source)
+    config = from_dict(RunConfig, parse_yaml(text, source), source)
     assert isinstance(config, RunConfig)
     return config
+
+
+def load_file(path: Path) -> RunConfig:
+    """The config in a file: see `load`.
+
+    Raises:
+        UserError: as `load`, or the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as problem:
+        raise UserError(f"cannot read {path}: {problem.strerror}") from problem
+    except UnicodeDecodeError as problem:
+        raise UserError(f"{path} is not a text file: {problem}; give a config.yaml") from problem
+    return load(text, str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes `3e-4` for a word, wanting `3.0e-4`; here it is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The plain value that a YAML text stands for.
+
+    Raises:
+        UserError: it is not YAML; names `source`.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as problem:
+        raise UserError(f"{source} is not valid YAML: {problem}") from problem
 
 
 def from_dict(kind: Any, data: object, where: str) -> Any:
@@ -211,6 +245,7 @@ def _one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     named = {name: kind for name, kind in KINDS.items() if kind in kinds}
     if not isinstance(value, dict) or "kind" not in value:
         raise UserError(f"{where}: expected a mapping with `kind`, one of {', '.join(named)}")
-    if value["kind"] not in named:
-        raise UserError(f"{where}: no kind {value['kind']!r}{nearest(str(value['kind']), named)}")
-    return from_dict(named[value["kind"]], {key: part for key, part in value.items() if key != "kind"}, where)
+    kind = str(value["kind"])
+    if kind not in named:
+        raise UserError(f"{where}: no kind {kind!r}{nearest(kind, named)}")
+    return from_dict(named[kind], {key: part for key, part in value.items() if key != "kind"}, where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 from collections import deque
 from collections.abc import Callable
@@ -11,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from greenroom import baselines, checkpoint, plots
-from greenroom.config import RunConfig, dump, load, to_dict
+from greenroom.config import RunConfig, dump, kind_of, load_file, to_dict
 from greenroom.display import Display, interrupts
 from greenroom.envs import make
 from greenroom.envs.base import Environment
 from greenroom.envs.choose import largest_divisor
 from greenroom.envs.device import DEVICE_ENVIRONMENTS
-from greenroom.errors import UserError
+from greenroom.errors import EnvironmentFault, UserError
 from greenroom.evaluation import Evaluation, evaluate
 from greenroom.folder import RunFolder, write_json, write_text
 from greenroom.log import Kind, Record, Sink, make_sinks
-from greenroom.machine import available_cores, keep_freed_memory
+from greenroom.machine import keep_freed_memory
 from greenroom.policy import ActorCritic
 from greenroom.seeding import derive
 from greenroom.training import Run, choose_device, choose_precision, train
@@ -83,17 +84,19 @@ def resume(run_dir: str | Path, *, total_steps: int | None = None, quiet: bool =
         UserError: not a run, no readable checkpoint, or the run is already complete.
     """
     folder = RunFolder.open(Path(run_dir))
-    config = load(folder.config.read_text(encoding="utf-8"), str(folder.config))
+    config = load_file(folder.config)
     if total_steps is not None:
         config = dataclasses.replace(config, total_steps=total_steps)
     display = Display(config.total_steps, quiet=quiet)
     path, state = checkpoint.load_latest(folder.checkpoints, display.say)
     if state["run"]["env_steps"] >= config.total_steps:
-        raise UserError(f"{folder.path} has taken all its {config.total_steps} steps; give a larger --total-steps")
+        raise UserError(
+            f"{folder.path} has taken all its {config.total_steps} steps; give a larger --total-steps to train on, "
+            f"or see how good it is with: greenroom evaluate {folder.path}"
+        )
     run = Run(config, say=display.say)
     try:
-        checkpoint.describe_mismatch(run.algorithm.policy.state_dict(), state["run"]["algorithm"]["policy"], path)
-        run.load_state_dict(state["run"])
+        _restore(run, state, path)
         if not run.collector.can_snapshot:
             display.say("these environments cannot be copied: new episodes begin, so the run is not bit-identical")
         write_text(folder.config, dump(config))
@@ -103,6 +106,25 @@ def resume(run_dir: str | Path, *, total_steps: int | None = None, quiet: bool =
         return session.conduct()
     finally:
         run.close()
+
+
+def _restore(run: Run, state: dict[str, Any], path: Path) -> None:
+    """Continue from the checkpoint at `path`, which a config edited by hand may no longer fit."""
+    checkpoint.describe_mismatch(run.algorithm.policy.state_dict(), state["run"]["algorithm"]["policy"], path)
+    now = _kinds(run.config)
+    if (before := state["session"].get("kinds", now)) != now:
+        raise UserError(f"checkpoint {path} was trained with {' and '.join(before)}, config.yaml says {' and '.join(now)}")
+    try:
+        run.load_state_dict(state["run"])
+    except (KeyError, RuntimeError) as problem:
+        raise UserError(
+            f"checkpoint {path} does not fit config.yaml: {problem}; put back the settings it was trained with"
+        ) from problem
+
+
+def _kinds(config: RunConfig) -> list[str]:
+    """Names of the components whose state another one cannot take over, and whose tensors do not give them away."""
+    return [config.algo, kind_of(config.algorithm.optimizer)]
 
 
 class _Session:
@@ -119,7 +141,7 @@ class _Session:
 
     def state_dict(self) -> dict[str, Any]:
         """What the log lines and the choice of the best checkpoint depend on."""
-        return {"best": self._best, "window": self._window.state_dict()}
+        return {"best": self._best, "window": self._window.state_dict(), "kinds": _kinds(self.config)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the log."""
@@ -139,6 +161,7 @@ class _Session:
                     record: dict[str, object] = {}
                     if self._window.due or self.run.finished or stop.requested:
                         self._write("metrics", record := self._window.record())
+                        self._check_finite()
                     self.display.update(progress.env_steps, record)
                     if _passed(self.config.eval_every, before, progress.env_steps) and not self.run.finished:
                         self._evaluate()
@@ -150,9 +173,13 @@ class _Session:
                     before = progress.env_steps
                     if stop.requested:
                         break
-                evaluation = self._evaluate() if self.run.finished else None
+                # Saved before the evaluation too: that may take long, or be impossible.
                 self._save()
-            comparison = self._report(evaluation) if evaluation is not None else None
+                evaluation = self._evaluate() if self.run.finished else None
+                comparison = self._report(evaluation) if evaluation is not None else None
+        except EnvironmentFault:
+            self._check_finite()  # a diverged policy's actions may well be the reason
+            raise
         finally:
             for sink in self._sinks:
                 sink.close()
@@ -173,9 +200,21 @@ class _Session:
             self._save(is_best=True)
         return result
 
+    def _check_finite(self) -> None:
+        """Stop a run that has diverged: from here on it would only waste time."""
+        for name, tensor in self.run.algorithm.policy.state_dict().items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                newest = checkpoint.latest(self.folder.checkpoints)
+                raise UserError(
+                    f"training has diverged: after {self.run.env_steps} steps the policy's {name} holds NaN or infinity; "
+                    "start anew with a lower --learning-rate or --max-grad-norm, or with --scale-rewards"
+                    + (f"; the newest sound checkpoint is {newest}" if newest else "")
+                )
+
     def _save(self, *, is_best: bool = False) -> None:
-        if self._saved_at == self.run.env_steps:
+        if self._saved_at == self.run.env_steps and not is_best:
             return
+        self._check_finite()
         state = {"run": self.run.state_dict(), "session": self.state_dict()}
         checkpoint.save(
             self.folder.checkpoints,
@@ -307,7 +346,7 @@ def evaluation_environment(config: RunConfig, episodes: int) -> Environment:
         config.env,
         num_envs=count,
         stage=config.stage,
-        num_workers=largest_divisor(count, config.num_workers or available_cores()),
+        num_workers=largest_divisor(count, config.num_workers) if config.num_workers else None,
         kwargs=config.env_kwargs,
         device=choose_device(config),
         say=lambda line: None,
@@ -325,7 +364,7 @@ def load_policy(run_dir: str | Path, *, which: str = "latest") -> tuple[RunConfi
         UserError: not a run, no such checkpoint, or one that is damaged or from another network.
     """
     folder = RunFolder.open(Path(run_dir))
-    config = load(folder.config.read_text(encoding="utf-8"), str(folder.config))
+    config = load_file(folder.config)
     path = checkpoint.best(folder.checkpoints) if which == "best" else checkpoint.latest(folder.checkpoints)
     if path is None:
         raise UserError(f"{folder.path} has no {which} checkpoint yet")
@@ -394,6 +433,7 @@ def examine(
     comparison = baselines.report(policy, config.env, config.env_kwargs, seed=seed, device=device) if greedy else None
     path = None
     if video:
-        target = Path(run_dir) / f"episode-{which}.mp4"
-        path = record(policy, config.env, config.env_kwargs, target, seed=seed, greedy=greedy)
+        suffix = ".mp4" if importlib.util.find_spec("imageio_ffmpeg") else ".gif"
+        target = Path(run_dir) / f"episode-{which}{suffix}"
+        path = record(policy, config.env, config.env_kwargs, target, seed=seed, greedy=greedy, stage=config.stage)
     return Report(evaluation=evaluation, comparison=comparison, video=path)

@@ -48,7 +48,12 @@ class Environment(Protocol):
 
 @runtime_checkable
 class Snapshotable(Protocol):
-    """A stage whose simulators can be copied, so that a resumed run continues the very same episodes."""
+    """A stage that may be able to copy its simulators, so that a resumed run continues the very same episodes."""
+
+    @property
+    def can_snapshot(self) -> bool:
+        """Whether these simulators can be copied."""
+        ...
 
     def state_dict(self) -> dict[str, object]:
         """Tensors, numbers, strings, bytes, lists and dicts of these. Not between `send` and `recv`."""

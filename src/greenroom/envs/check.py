@@ -148,7 +148,7 @@ class _Check:
     def snapshot(self, actions: Sequence[Tensor]) -> bool:
         """Save in the middle, go on, load, go on again: the same twice."""
         stage = self._environment
-        if not isinstance(stage, Snapshotable) or not getattr(stage, "can_snapshot", True):
+        if not isinstance(stage, Snapshotable) or not stage.can_snapshot:
             return False
         half = len(actions) // 2
         self._environment.reset(7)

@@ -61,6 +61,11 @@ class DeviceEnvironment:
         return self._device
 
     @property
+    def can_snapshot(self) -> bool:
+        """Tensors can always be copied."""
+        return True
+
+    @property
     def state(self) -> State:
         """The current states `[B, ...]`, for rules that read the state rather than the observation."""
         return self._state

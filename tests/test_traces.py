@@ -1,0 +1,85 @@
+"""Reference traces: short trainings, stored, that a refactor has to reproduce.
+
+`python tests/test_traces.py` writes them anew. Do so only when a change is meant to change what is learned, and say why
+in the commit.
+
+The comparison is not exact, since the CPU's vector width and torch's version decide the order of sums: on one machine,
+kernels for other instruction sets move these numbers by a few parts in a million. A changed formula moves them by far
+more.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from greenroom.algorithms.actor_critic import A2CConfig, Discounting, PPOConfig
+from greenroom.config import RunConfig
+from greenroom.networks import Mlp
+from greenroom.optim import RMSprop
+from greenroom.policy import PolicyConfig
+from greenroom.training import Run, train
+
+TRACES = Path(__file__).with_name("traces")
+UPDATES, NUM_ENVS, LENGTH = 20, 8, 6
+RELATIVE, ABSOLUTE = 1e-5, 1e-5
+"""The absolute part is for numbers that are differences of larger ones, such as the explained variance."""
+
+Trace = dict[str, dict[str, list[float]]]
+"""`metrics`: name → one number an update; `parameters`: name → sum, sum of squares, first and last element at the end."""
+
+ALGORITHMS = {
+    "a2c": A2CConfig(
+        discounting=Discounting(gamma=0.9, lam=0.95, scale_rewards=True), optimizer=RMSprop(learning_rate=0.003)
+    ),
+    "ppo": PPOConfig(discounting=Discounting(gamma=0.9, scale_rewards=True), epochs=2, minibatches=3),
+}
+
+
+def record(algo: str) -> Trace:
+    """Train on lost sales with short episodes, so that time limits count."""
+    config = RunConfig(
+        env="lost-sales",
+        env_kwargs={"horizon": 10},
+        num_envs=NUM_ENVS,
+        rollout_length=LENGTH,
+        total_steps=UPDATES * NUM_ENVS * LENGTH,
+        device="cpu",
+        algorithm=ALGORITHMS[algo],
+        policy=PolicyConfig(network=Mlp(hidden=(16, 16)), normalize_obs=True, separate_value=True),
+    )
+    run = Run(config, say=lambda line: None)
+    metrics: dict[str, list[float]] = {}
+    for progress in train(run):
+        for name, value in progress.metrics.items():
+            metrics.setdefault(name, []).append(float(value))
+        metrics.setdefault("return_sum", []).append(float(progress.episodes.returns.sum()))
+    parameters = {
+        name: [float(part.double().sum()), float(part.double().square().sum()), float(flat[0]), float(flat[-1])]
+        for name, part in run.algorithm.policy.state_dict().items()
+        for flat in (part.flatten(),)
+    }
+    run.close()
+    return {"metrics": metrics, "parameters": parameters}
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_trace(algo: str) -> None:
+    found = record(algo)
+    expected: Trace = json.loads((TRACES / f"{algo}.json").read_text())
+    assert found.keys() == expected.keys()
+    for part, series in expected.items():
+        assert found[part].keys() == series.keys()
+        for name, numbers in series.items():
+            # In the order of time: the first difference is where the change is.
+            assert found[part][name] == pytest.approx(numbers, rel=RELATIVE, abs=ABSOLUTE), f"{part} {name}"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    TRACES.mkdir(exist_ok=True)
+    for name in ALGORITHMS:
+        (TRACES / f"{name}.json").write_text(json.dumps(record(name), indent=1) + "\n")
