@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 CORE := $(VENV)/.core-installed
 TEST := $(VENV)/.test-installed
 STUDY := $(VENV)/.study-installed
-STUDIES := lost-sales control pong paac
+STUDIES := lost-sales control pong paac time-to-beat
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -35,6 +35,9 @@ lint: $(TEST) ## Style, format, types and the floors that modules may import fro
 
 study-lost-sales: $(STUDY) ## Hours: lost sales at five lead times and penalties, five seeds each.
 	$(BIN)/python studies/lost_sales.py $(ARGS)
+
+study-time-to-beat: $(STUDY) ## Ten minutes on an idle machine: how soon `make train` beats the conventional rules.
+	$(BIN)/python studies/time_to_beat.py $(ARGS)
 
 study-control: $(STUDY) ## Hours: classic control and MuJoCo beside Stable-Baselines3, five seeds each.
 	$(BIN)/python studies/control.py $(ARGS)

@@ -17,7 +17,7 @@ TASKS: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     ("Pendulum-v1", "ppo"): (100_000, ("--gamma", "0.9")),
     ("InvertedDoublePendulum-v5", "ppo"): (300_000, ()),
 }
-"""By environment and algorithm: agent steps, and what greenroom's side sets besides the preset of the environment's family.
+"""By environment and algorithm: agent steps, and what greenroom sets besides the preset of the environment's family.
 
 The budgets of CartPole and Pendulum are those that Stable-Baselines3's settings were tuned for; the others are shorter
 (tuned: Acrobot 500 000 for A2C and 1 000 000 for PPO, InvertedDoublePendulum 1 000 000), for both sides alike.

@@ -228,7 +228,9 @@ def _run(trial: Trial, jobs: int, stopping: threading.Event) -> Record:
         if not again and run.exists():
             shutil.rmtree(run)
         state.write_text(started)
-        _command(trial.resume if again else trial.train, log, jobs, stopping)
+        told = _command(trial.resume if again else trial.train, log, jobs, stopping)
+        if "stopped early" in told:
+            raise SystemExit(f"{trial.run} was interrupted; run the study again to finish it")
         state.write_text(trained)
     answer = _command(trial.evaluate, log, jobs, stopping)
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])

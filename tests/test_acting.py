@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import CopyableEnvironment, ScriptedEnvironment, TalkingPolicy
 from torch import Tensor
 
+from fakes import CopyableEnvironment, ScriptedEnvironment, TalkingPolicy
 from greenroom.acting import Collector
 from greenroom.envs.base import Environment
 from greenroom.envs.device import make_device
@@ -17,9 +17,7 @@ from greenroom.errors import UserError
 from greenroom.types import Decision, Episodes, Obs, Rollout, Step
 
 
-def collector(
-    groups: Sequence[Environment], *, rollout_length: int = 4, spread: int = 0, seed: int = 0
-) -> Collector:
+def collector(groups: Sequence[Environment], *, rollout_length: int = 4, spread: int = 0, seed: int = 0) -> Collector:
     return Collector(
         groups, TalkingPolicy(spread), rollout_length=rollout_length, seed=seed, device=torch.device("cpu")
     )
@@ -180,7 +178,9 @@ def test_seeds() -> None:
 
 def copied(rollout: Rollout) -> dict[str, object]:
     """The entries of a rollout, in memory of their own."""
-    parts = {name: getattr(rollout, name) for name in ("obs", "action", "reward", "terminated", "truncated", "final_obs")}
+    parts = {
+        name: getattr(rollout, name) for name in ("obs", "action", "reward", "terminated", "truncated", "final_obs")
+    }
     assert all(isinstance(part, Tensor) for part in parts.values())
     return {name: part.tolist() for name, part in (parts | rollout.extras).items()} | {
         "episodes": facts(rollout.episodes),

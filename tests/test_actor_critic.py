@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -15,12 +16,11 @@ from greenroom.algorithms import ALGORITHMS
 from greenroom.algorithms.actor_critic import A2C, PPO, A2CConfig, Discounting, PPOConfig
 from greenroom.algorithms.check import AlgorithmFault, check_algorithm, synthetic_rollout
 from greenroom.errors import UserError
-from greenroom.maths.distributions import Categorical
 from greenroom.networks import Mlp
 from greenroom.optim import Adam, RMSprop, Schedule
 from greenroom.policy import ActorCritic, PolicyConfig
 from greenroom.presets import PRESETS
-from greenroom.spec import ActionSpec, ArraySpec, Bounded, Discrete, EnvSpec, MultiDiscrete, ObsSpec
+from greenroom.spec import ArraySpec, Bounded, Discrete, EnvSpec, MultiDiscrete
 from greenroom.types import Rollout, map_obs
 
 VECTOR = ArraySpec(shape=(3,))
@@ -218,7 +218,7 @@ def test_ppo_uses_every_row_once_an_epoch() -> None:
     algorithm._update = spy  # type: ignore[method-assign]
     algorithm.learn(data)
     assert [len(part) for part in seen] == [8, 8, 7, 7] * 3
-    epochs = [sum(seen[at : at + 4], []) for at in (0, 4, 8)]
+    epochs = [[*itertools.chain(*seen[at : at + 4])] for at in (0, 4, 8)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
     assert len(set(epochs[0])) == 30
     assert epochs[0] != epochs[1]

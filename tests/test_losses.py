@@ -76,7 +76,9 @@ def value_loss(value: Tensor) -> Tensor:
     return squared_error(value, draw(3))
 
 
-@pytest.mark.parametrize(("function", "at"), [(a2c_loss, draw(4, 3)), (ppo_loss, draw(4, 3)), (value_loss, draw(3) + 1)])
+@pytest.mark.parametrize(
+    ("function", "at"), [(a2c_loss, draw(4, 3)), (ppo_loss, draw(4, 3)), (value_loss, draw(3) + 1)]
+)
 def test_gradients(function: Callable[[Tensor], Tensor], at: Tensor) -> None:
     variable = at.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(function(variable), variable)

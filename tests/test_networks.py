@@ -1,4 +1,4 @@
-"""Networks: PAAC's parameter counts, initialisation within its bounds, dict observations, and refusals with a remedy."""
+"""Networks: PAAC's parameter counts, initialisation within its bounds, dict observations, refusals with a remedy."""
 
 from __future__ import annotations
 

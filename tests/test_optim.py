@@ -78,7 +78,7 @@ def loss_of(module: nn.Linear) -> Tensor:
 
 @pytest.mark.parametrize("limit", [0.05, 1e6])
 def test_gradients_are_clipped_to_the_global_norm(limit: float) -> None:
-    """With ε at the size of a constant, RMSProp's step is plain gradient descent: the step's norm is the clipped one."""
+    """With a huge ε, RMSProp is gradient descent at a thousandth of the rate: the step's norm is the clipped one."""
     module, reference = linear(), linear()
     loss_of(reference).backward()
     gradient = torch.cat([param.grad.flatten() for param in reference.parameters() if param.grad is not None])

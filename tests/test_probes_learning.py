@@ -1,4 +1,4 @@
-"""Every algorithm on every probe task: learned values and actions against the known answers, in a second or two each."""
+"""Every algorithm on every probe task: learned values and actions against the known answers, in about a second."""
 
 from __future__ import annotations
 

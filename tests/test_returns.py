@@ -266,5 +266,7 @@ def test_bootstrap_asks_for_no_values_when_nothing_was_truncated() -> None:
         raise AssertionError
 
     terminated = torch.tensor([[1, 0]]).bool()
-    found = rollout(terminated, terminated, torch.zeros(1, 1)).bootstrap(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), value_of)
+    found = rollout(terminated, terminated, torch.zeros(1, 1)).bootstrap(
+        torch.tensor([[1.0, 2.0], [3.0, 4.0]]), value_of
+    )
     assert found.tolist() == [[0.0, 4.0]]

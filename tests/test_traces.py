@@ -4,8 +4,8 @@
 in the commit.
 
 The comparison is not exact, since the CPU's vector width and torch's version decide the order of sums: on one machine,
-kernels for other instruction sets move these numbers by a few parts in a million. A changed formula moves them by far
-more.
+kernels for other instruction sets move these numbers by up to one part in a million. A changed formula moves them by
+far more.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from greenroom.algorithms import ALGORITHMS, AlgorithmConfig
 from greenroom.algorithms.actor_critic import A2CConfig, Discounting, PPOConfig
 from greenroom.config import RunConfig
 from greenroom.networks import Mlp
@@ -29,9 +30,9 @@ RELATIVE, ABSOLUTE = 1e-5, 1e-5
 """The absolute part is for numbers that are differences of larger ones, such as the explained variance."""
 
 Trace = dict[str, dict[str, list[float]]]
-"""`metrics`: name → one number an update; `parameters`: name → sum, sum of squares, first and last element at the end."""
+"""`metrics`: name → one number an update; `parameters`: name → sum, sum of squares, first and last element."""
 
-ALGORITHMS = {
+SETTINGS: dict[str, AlgorithmConfig] = {
     "a2c": A2CConfig(
         discounting=Discounting(gamma=0.9, lam=0.95, scale_rewards=True), optimizer=RMSprop(learning_rate=0.003)
     ),
@@ -48,7 +49,7 @@ def record(algo: str) -> Trace:
         rollout_length=LENGTH,
         total_steps=UPDATES * NUM_ENVS * LENGTH,
         device="cpu",
-        algorithm=ALGORITHMS[algo],
+        algorithm=SETTINGS[algo],
         policy=PolicyConfig(network=Mlp(hidden=(16, 16)), normalize_obs=True, separate_value=True),
     )
     run = Run(config, say=lambda line: None)
@@ -81,5 +82,5 @@ def test_trace(algo: str) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     TRACES.mkdir(exist_ok=True)
-    for name in ALGORITHMS:
+    for name in SETTINGS:
         (TRACES / f"{name}.json").write_text(json.dumps(record(name), indent=1) + "\n")

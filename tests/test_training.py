@@ -80,7 +80,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 @each_variant
 def test_same_seed_same_bits_and_resuming_changes_nothing(config: RunConfig, tmp_path: Path) -> None:
-    """One run, the same again, and one stopped half-way, through a checkpoint on the disk and a new process's objects."""
+    """One run, the same again, and one that was stopped, saved to the disk, and continued by new objects."""
     with running(config) as run:
         for number, _ in enumerate(train(run), start=1):
             if number == 4:
@@ -134,7 +134,7 @@ def test_progress_keeps_the_clock() -> None:
     assert [(progress.env_steps, progress.updates) for progress in news] == [(24 * n, n) for n in range(1, 6)]
     seconds = [progress.seconds for progress in news]
     assert seconds == sorted(seconds)
-    assert 0 < seconds[0]
+    assert seconds[0] > 0
     # Every episode lasts 7 steps: those of 6 actors end at steps 7 and 14, in updates 2 and 4.
     assert [len(progress.episodes.index) for progress in news] == [0, 6, 0, 6, 0]
     assert {int(length) for progress in news for length in progress.episodes.lengths} == {7}

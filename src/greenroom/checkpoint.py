@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from greenroom.errors import UserError
+from greenroom.errors import UserError, nearest
 from greenroom.folder import sync, write_json
 
 State = dict[str, Any]
@@ -143,6 +143,19 @@ def best(root: Path) -> Path | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return path if path in _all(root) else None
+
+
+def find(root: Path, which: str) -> Path:
+    """The checkpoint that `which` means: `latest`, `best`, or one's own name.
+
+    Raises:
+        UserError: there is none such; the message names those that there are.
+    """
+    named = {"latest": latest(root), "best": best(root)} | {path.name: path for path in _all(root)}
+    path = named.get(which)
+    if path is None:
+        raise UserError(f"no {which} checkpoint in {root}{nearest(which, [path.name for path in _all(root)])}")
+    return path
 
 
 def load_latest(root: Path, say: Callable[[str], None]) -> tuple[Path, State]:

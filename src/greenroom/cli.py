@@ -83,8 +83,8 @@ class Evaluate:
     """Of the episodes and the sampled actions."""
     greedy: bool = True
     """Take the most probable action. `--sample` is the same as `--no-greedy`."""
-    checkpoint: Literal["latest", "best"] = "latest"
-    """Which one to load."""
+    checkpoint: str = "latest"
+    """Which one to load: `latest`, `best` (by its evaluation), or its name."""
     video: bool = False
     """Record one episode into the run's folder."""
     json: bool = False
@@ -187,8 +187,8 @@ def _first_reading(words: list[str]) -> tuple[argparse.Namespace, str | None]:
                 first.add_argument(_option(name), nargs="*" if typing.get_origin(hint) is tuple else None)
     try:
         chosen, rest = first.parse_known_args([_dashed(word) for word in words])
-    except argparse.ArgumentError:
-        chosen, rest = argparse.Namespace(**dict.fromkeys(choices)), []  # the real parser will say what is missing
+    except argparse.ArgumentError as problem:
+        raise UserError(f"{problem}; see greenroom train --help") from problem
     for name, known in choices.items():
         given = getattr(chosen, name)
         for value in given if isinstance(given, list) else [given]:

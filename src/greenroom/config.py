@@ -186,20 +186,22 @@ def parse_yaml(text: str, source: str) -> Any:
         raise UserError(f"{source} is not valid YAML: {problem}") from problem
 
 
-def from_dict(kind: Any, data: object, where: str) -> Any:
-    """Build dataclass `kind` from plain values, strictly."""
+def from_dict(kind: Any, data: object, where: str, base: object = None) -> Any:
+    """Build dataclass `kind` from plain values, strictly. What is missing is as in `base`, else as the class has it."""
     if not isinstance(data, dict):
         raise UserError(f"{where}: expected a mapping of {kind.__name__}'s fields, found {data!r}")
     types_of = _hints(kind)
     for key in data:
         if key not in types_of:
             raise UserError(f"{where}: unknown key {key!r}{nearest(str(key), types_of)}")
-    required = [f.name for f in dataclasses.fields(kind) if _has_no_default(f) and f.name not in data]
-    if required:
-        raise UserError(f"{where}: missing key {required[0]!r}")
-    values = {key: _value(types_of[key], value, f"{where}: {key}") for key, value in data.items()}
+    given = _defaults(kind) if base is None else {name: getattr(base, name) for name in types_of}
+    missing = [name for name in types_of if name not in given and name not in data]
+    if missing:
+        raise UserError(f"{where}: missing key {missing[0]!r}")
+    # A component's own missing keys are as in the default that its owner has for it: A2C's λ is not PPO's.
+    values = {key: _value(types_of[key], value, f"{where}: {key}", given.get(key)) for key, value in data.items()}
     try:
-        return kind(**values)
+        return kind(**given | values)
     except UserError as problem:
         raise UserError(f"{where}: {problem}") from None
 
@@ -209,16 +211,23 @@ def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def _has_no_default(item: dataclasses.Field[Any]) -> bool:
-    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+def _defaults(kind: Any) -> dict[str, Any]:
+    """The fields' default values, of those that have one."""
+    found: dict[str, Any] = {}
+    for item in dataclasses.fields(kind):
+        if item.default is not dataclasses.MISSING:
+            found[item.name] = item.default
+        elif item.default_factory is not dataclasses.MISSING:
+            found[item.name] = item.default_factory()
+    return found
 
 
-def _value(kind: Any, value: Any, where: str) -> Any:
+def _value(kind: Any, value: Any, where: str, base: object = None) -> Any:
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
-        return _one_of(typing.get_args(kind), value, where)
+        return _one_of(typing.get_args(kind), value, where, base)
     if dataclasses.is_dataclass(kind):
-        return from_dict(kind, value, where)
+        return from_dict(kind, value, where, base)
     if origin is Literal:
         known = [str(choice) for choice in typing.get_args(kind)]
         if value not in known:
@@ -240,7 +249,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+def _one_of(kinds: tuple[Any, ...], value: Any, where: str, base: object) -> Any:
     """A component out of several: its `kind` says which."""
     named = {name: kind for name, kind in KINDS.items() if kind in kinds}
     if not isinstance(value, dict) or "kind" not in value:
@@ -248,4 +257,5 @@ def _one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     kind = str(value["kind"])
     if kind not in named:
         raise UserError(f"{where}: no kind {kind!r}{nearest(kind, named)}")
-    return from_dict(named[kind], {key: part for key, part in value.items() if key != "kind"}, where)
+    chosen, data = named[kind], {key: part for key, part in value.items() if key != "kind"}
+    return from_dict(chosen, data, where, base if type(base) is chosen else None)

@@ -113,7 +113,9 @@ def _restore(run: Run, state: dict[str, Any], path: Path) -> None:
     checkpoint.describe_mismatch(run.algorithm.policy.state_dict(), state["run"]["algorithm"]["policy"], path)
     now = _kinds(run.config)
     if (before := state["session"].get("kinds", now)) != now:
-        raise UserError(f"checkpoint {path} was trained with {' and '.join(before)}, config.yaml says {' and '.join(now)}")
+        raise UserError(
+            f"checkpoint {path} was trained with {' and '.join(before)}, config.yaml says {' and '.join(now)}"
+        )
     try:
         run.load_state_dict(state["run"])
     except (KeyError, RuntimeError) as problem:
@@ -358,16 +360,14 @@ def load_policy(run_dir: str | Path, *, which: str = "latest") -> tuple[RunConfi
 
     Args:
         run_dir: the run's folder.
-        which: `latest`, or `best`: the checkpoint whose evaluation was best.
+        which: `latest`; `best`: the one whose evaluation was best; or a checkpoint's name (`step_000000123456`).
 
     Raises:
         UserError: not a run, no such checkpoint, or one that is damaged or from another network.
     """
     folder = RunFolder.open(Path(run_dir))
     config = load_file(folder.config)
-    path = checkpoint.best(folder.checkpoints) if which == "best" else checkpoint.latest(folder.checkpoints)
-    if path is None:
-        raise UserError(f"{folder.path} has no {which} checkpoint yet")
+    path = checkpoint.find(folder.checkpoints, which)
     saved = checkpoint.load(path)["run"]["algorithm"]["policy"]
     environment = evaluation_environment(config, 1)
     try:
@@ -417,7 +417,7 @@ def examine(
         episodes: how many, at least.
         seed: of the episodes and of sampled actions.
         greedy: take the most probable action instead of a sampled one.
-        which: the `latest` checkpoint or the `best`.
+        which: the checkpoint: `latest`, `best` or its name.
         video: also record one episode into the run's folder.
 
     Raises:

@@ -1,0 +1,115 @@
+"""How soon the learned policy of `make train` beats the conventional rules, on the clock.
+
+The command is that of `make train` with more checkpoints. Each is then put beside the exact optimum as the end of a run
+is. The clock is that of collecting and learning; saving, evaluating and starting up are not in it. Run it on an idle
+machine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+import greenroom
+from greenroom import baselines, plots
+from harness import Options, Record, greenroom_trial, options, parser, run_trials
+from report import write_table
+
+TOTAL_STEPS = 10_000_000
+EVERY = 20 * 4096 * 24
+"""Agent steps between the checkpoints that are looked at: 20 updates."""
+
+
+def points_of(run: Path) -> Record:
+    """Seconds and gap to the optimum of every checkpoint, and of the classical rules."""
+    clock = plots.read_curve(run / "metrics.jsonl", "steps_per_second")
+    seconds_at = dict(zip(clock.env_steps.astype(int).tolist(), clock.seconds.tolist(), strict=True))
+    points: list[dict[str, float]] = []
+    rules: dict[str, float] = {}
+    for path in sorted((run / "checkpoints").glob("step_*")):
+        steps = int(path.name.split("_")[1].split(".")[0])
+        config, policy = greenroom.load_policy(run, which=path.name)
+        table = baselines.report(policy, config.env, config.env_kwargs, seed=config.seed, device="cpu")
+        assert table is not None and table.optimum is not None
+        optimum = table.optimum
+        rules = {name: 100 * (rule.cost / optimum - 1) for name, rule in table.rules.items()}
+        points.append({"env_steps": steps, "seconds": _nearest(seconds_at, steps), "gap": table.gap.mean})
+    return {"points": points, "rules": rules}
+
+
+def _nearest(seconds_at: dict[int, float], steps: int) -> float:
+    """The clock at the first line of metrics at or after `steps`: never too early."""
+    return min((seconds for at, seconds in seconds_at.items() if at >= steps), default=max(seconds_at.values()))
+
+
+def seconds_below(record: dict[str, Any], level: float) -> tuple[str, str]:
+    """Seconds of the first checkpoint with a gap below `level`, and of the first of those that all stay below it."""
+    first = last = None
+    for point in record["points"]:
+        below = point["gap"] < level
+        first = first or (point["seconds"] if below else None)
+        last = (last or point["seconds"]) if below else None
+    return _cell(first), _cell(last)
+
+
+def _cell(seconds: float | None) -> str:
+    return "never" if seconds is None else f"{seconds:.1f}"
+
+
+def draw(records: list[Record], path: Path) -> None:
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for record in records:
+        seconds, gaps = ([point[key] for point in record["points"]] for key in ("seconds", "gap"))
+        axes.plot(seconds, gaps, marker="o", markersize=3, label=f"seed {record['seed']}")
+    beside = axes.get_yaxis_transform()
+    for name, gap in records[0]["rules"].items():
+        axes.axhline(gap, color="0.6", linewidth=1, linestyle="--")
+        axes.text(0.99, gap, f"{name} {gap:+.2f} %", transform=beside, ha="right", va="bottom", fontsize=8)
+    axes.set(xlabel="seconds of training", ylabel="cost over the optimum, %", yscale="log", ylim=(0.1, 100))
+    axes.set_xlim(left=0)
+    axes.set_title("lost-sales: the learned policy and the conventional rules")
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    chosen: Options = options("time-to-beat", parser(__doc__ or "", seeds=range(1, 4), episodes=4096).parse_args())
+    trials = [
+        greenroom_trial(
+            chosen,
+            task="p=4 L=4",
+            env="lost-sales",
+            method="greenroom",
+            seed=seed,
+            run=chosen.run("seed", seed),
+            total_steps=TOTAL_STEPS,
+            settings=("--save-every", str(EVERY), "--keep", "1000", "--log-seconds", "0.2"),
+        )
+        for seed in chosen.seeds
+    ]
+    records = run_trials(trials, chosen, points_of)
+    rows = []
+    for record in records:
+        best = min(record["rules"].values())
+        cells = (*seconds_below(record, best), *seconds_below(record, 1.0))
+        rows.append([str(record["seed"]), *cells, f"{record['seconds']:.0f}", f"{record['points'][-1]['gap']:+.2f}"])
+    write_table(
+        chosen,
+        title="Time to beat the conventional rules",
+        explanation=(
+            "Seconds of training at the first checkpoint that costs less than the best classical rule, and after which "
+            "all later ones do; the same for less than 1 % over the optimum; then the whole training's seconds and the "
+            "last checkpoint's gap."
+        ),
+        headings=["seed", "beats all rules", "for good", "within 1 %", "for good", "seconds in all", "final gap, %"],
+        rows=rows,
+        records=records,
+    )
+    draw(records, chosen.out / "gap.png")
+
+
+if __name__ == "__main__":
+    main()
