@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -144,14 +143,16 @@ def test_environments_that_share_their_chance_are_found() -> None:
         check_environment(environment, steps=12)
 
 
-def test_memory_that_changes_before_the_next_send_is_found() -> None:
+def test_memory_that_changes_before_the_next_send_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Step] = []
+
     class Hasty(Altered):
         def recv(self) -> Step:
-            step = super().recv()
-            self._timer = threading.Timer(0.0005, lambda: step.reward.add_(1))
-            self._timer.start()
-            return step
+            answers.append(super().recv())
+            return answers[-1]
 
+    # The check waits a moment for a stage that runs ahead; this one does so in that very moment.
+    monkeypatch.setattr("greenroom.envs.check.time.sleep", lambda seconds: answers[-1].reward.add_(1))
     environment = Hasty(InlineEnvironment(gym_envs.Counter, num_envs=4), lambda step: step)
     with pytest.raises(EnvironmentFault, match="step 0: reward changed before the next send"):
         check_environment(environment, steps=12)

@@ -248,6 +248,16 @@ def names(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir())
 
 
+def test_a_checkpoint_is_found_by_what_people_call_it(tmp_path: Path) -> None:
+    first = small_checkpoint(tmp_path, 5, is_best=True)
+    second = small_checkpoint(tmp_path, 10)
+    assert checkpoint.find(tmp_path, "latest") == second
+    assert checkpoint.find(tmp_path, "best") == first
+    assert checkpoint.find(tmp_path, "step_000000000005") == first
+    with pytest.raises(UserError, match="no step_000000000006 checkpoint in .*; did you mean 'step_00000000000"):
+        checkpoint.find(tmp_path, "step_000000000006")
+
+
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert checkpoint.best(tmp_path) is None and checkpoint.latest(tmp_path / "none") is None
     small_checkpoint(tmp_path, 5, keep=2, is_best=True)

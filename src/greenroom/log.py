@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -57,8 +57,9 @@ class JsonlSink:
 
     def close(self) -> None:
         """Close both files."""
-        for file in self._files.values():
-            file.close()
+        with ExitStack() as stack:  # both, even if the disk refuses what one still has to write
+            for file in self._files.values():
+                stack.callback(file.close)
 
 
 class TensorBoardSink:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
+import sys
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +122,8 @@ def _restore(run: Run, state: dict[str, Any], path: Path) -> None:
         run.load_state_dict(state["run"])
     except (KeyError, RuntimeError) as problem:
         raise UserError(
-            f"checkpoint {path} does not fit config.yaml: {problem}; put back the settings it was trained with"
+            f"checkpoint {path} does not fit config.yaml: {' '.join(str(problem).split())} "
+            "Put back the settings it was trained with"
         ) from problem
 
 
@@ -184,13 +187,20 @@ class _Session:
             raise
         finally:
             for sink in self._sinks:
-                sink.close()
+                with suppress(OSError):  # every line was flushed when it was written; a full disk has been told of
+                    sink.close()
             self._examiner.close()
         return Outcome(folder=self.folder, finished=self.run.finished, evaluation=evaluation, comparison=comparison)
 
     def _write(self, kind: Kind, record: Record) -> None:
-        for sink in self._sinks:
-            sink.write(kind, record)
+        try:
+            for sink in self._sinks:
+                sink.write(kind, record)
+        except OSError as problem:
+            raise UserError(
+                f"cannot write {kind} into {self.folder.path}: {problem.strerror}; free some space, then continue from "
+                f"the newest checkpoint with: greenroom resume {self.folder.path}"
+            ) from problem
 
     def _evaluate(self) -> Evaluation:
         run = self.run
@@ -208,8 +218,8 @@ class _Session:
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 newest = checkpoint.latest(self.folder.checkpoints)
                 raise UserError(
-                    f"training has diverged: after {self.run.env_steps} steps the policy's {name} holds NaN or infinity; "
-                    "start anew with a lower --learning-rate or --max-grad-norm, or with --scale-rewards"
+                    f"training has diverged: after {self.run.env_steps} steps the policy's {name} holds NaN or infinity"
+                    "; start anew with a lower --learning-rate or --max-grad-norm, or with --scale-rewards"
                     + (f"; the newest sound checkpoint is {newest}" if newest else "")
                 )
 
@@ -355,20 +365,29 @@ def evaluation_environment(config: RunConfig, episodes: int) -> Environment:
     )
 
 
-def load_policy(run_dir: str | Path, *, which: str = "latest") -> tuple[RunConfig, ActorCritic]:
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def load_policy(run_dir: str | Path, *, which: str = "latest", say: Say = _warn) -> tuple[RunConfig, ActorCritic]:
     """A run's configuration and its trained policy, on the device that the configuration asks for.
 
     Args:
         run_dir: the run's folder.
         which: `latest`; `best`: the one whose evaluation was best; or a checkpoint's name (`step_000000123456`).
+        say: hears of newer checkpoints that were passed over because they are damaged; by default standard error.
 
     Raises:
         UserError: not a run, no such checkpoint, or one that is damaged or from another network.
     """
     folder = RunFolder.open(Path(run_dir))
     config = load_file(folder.config)
-    path = checkpoint.find(folder.checkpoints, which)
-    saved = checkpoint.load(path)["run"]["algorithm"]["policy"]
+    if which == "latest":
+        path, state = checkpoint.load_latest(folder.checkpoints, say)
+    else:
+        path = checkpoint.find(folder.checkpoints, which)
+        state = checkpoint.load(path)
+    saved = state["run"]["algorithm"]["policy"]
     environment = evaluation_environment(config, 1)
     try:
         device = choose_device(config)

@@ -1,0 +1,271 @@
+"""What a person gets wrong: one message with culprit and remedy, exit code 2, no traceback, nothing overwritten."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from greenroom import checkpoint
+from greenroom.cli import main
+from greenroom.folder import RunFolder
+
+TINY = (
+    "--num-envs 4 --rollout-length 4 --minibatches 2 --epochs 1 --total-steps 64 --eval-episodes 4 --hidden 8 "
+    "--sinks --threads 1 --quiet --preset classic-ppo"
+).split()
+Capture = pytest.CaptureFixture[str]
+
+
+def rejected(words: list[str], capsys: Capture, said_by_others: str = "") -> str:
+    """The one message that a command ends with; the same with `--debug` raises instead."""
+    capsys.readouterr()
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert said.out == said_by_others
+    assert "Traceback" not in said.err
+    messages = [line for line in said.err.splitlines() if line.startswith("greenroom: ")]
+    assert len(messages) == 1, said.err
+    with pytest.raises(Exception) as caught:  # noqa: B017, PT011  # that it is raised, whatever it is
+        main([*words, "--debug"])
+    assert type(caught.value).__name__ in ("UserError", "EnvironmentFault")
+    capsys.readouterr()
+    return messages[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "culprit", "remedy"),
+    [
+        (["CartPole-v2"], "unknown environment 'CartPole-v2'", "did you mean 'CartPole-v1'?"),
+        (["lost-sale"], "unknown environment 'lost-sale'", "did you mean 'lost-sales'?"),
+        (["ALE/Pongg-v5"], "'Pongg'", "did you mean 'Pong'?"),
+        (["xyzzy"], "unknown environment 'xyzzy'", "`greenroom list` shows those that are known"),
+        (["gym_envs:Countr"], "no factory 'Countr'", "did you mean 'Counter'?"),
+        (["gym_envz:Counter"], "there is no module 'gym_envz'", "install its package or run from its folder"),
+        (
+            ["gym_envs:broken_factory"],
+            "broken_factory could not be built",
+            "RuntimeError: no licence for the simulator",
+        ),
+        (["gym_envs:not_an_env"], "gym_envs:not_an_env returned int", "not a gymnasium.Env"),
+        (["gym_envs:needs_argument"], "needs the argument 'size'", ""),
+        (["broken_envs:observes_text"], "observation space", "Text"),
+        (["broken_envs:unbounded_action"], "action space", "finite bounds"),
+        (["CartPole-v1", "--stage", "native"], "'CartPole-v1' has no native stage", "Use --stage auto"),
+        (["CartPole-v1", "--stage", "device"], "CartPole-v1", ""),
+        (["lost-sales", "--stage", "inline"], "is a device environment", "use --stage device or auto"),
+        (["CartPole-v1", "--stage", "workers", "--num-workers", "3"], "4", "3"),
+        (["lost-sales", "--collect", "double", "--num-envs", "5"], "num_envs must be even, not 5", "collect=double"),
+        (["lost-sales", "--minibatches", "17"], "minibatches (17)", "num_envs × rollout_length = 16"),
+        (["lost-sales", "--total-steps", "0"], "total_steps must be at least 1, not 0", ""),
+        (["lost-sales", "--env.lead_time", "0"], "lead_time must be a whole number", "1 or more, not 0"),
+        (["CartPole-v1", "--network", "nips"], "a convolutional network needs 3 axes", "use --network mlp"),
+    ],
+)
+def test_training_that_cannot_start(
+    words: list[str], culprit: str, remedy: str, tmp_path: Path, capsys: Capture
+) -> None:
+    tiny = TINY if "nips" not in words else [word for word in TINY if word not in ("--hidden", "8")]
+    message = rejected(["train", "--run-dir", str(tmp_path / "run"), *tiny, *words], capsys)
+    assert culprit in message and remedy in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("factory", "culprit"),
+    [
+        ("wrong_shape", r"environment 0, step 1: .*\(3,\)"),
+        ("gives_nan", "environment 0, step 2: the observation holds NaN or infinity"),
+        ("nan_reward", "environment 0, step 1: the reward is nan"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["inline", "workers"])
+def test_an_environment_that_breaks_its_contract(
+    factory: str, culprit: str, stage: str, capsys: Capture, tmp_path: Path
+) -> None:
+    words = ["train", f"broken_envs:{factory}", "--stage", stage, *TINY]
+    capsys.readouterr()
+    assert main([*words, "--run-dir", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "Traceback" not in said.err
+    # Two workers fail at the same time; either may be heard first.
+    assert re.search(culprit.replace("environment 0", r"environment \d"), said.err), said.err
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    message = rejected(["train", "ALE/Pong-v5"], capsys)
+    assert "ALE/Pong-v5" in message and "pip install ale-py" in message
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    for module in [name for name in sys.modules if name.startswith("gymnasium.envs.mujoco")]:
+        monkeypatch.delitem(sys.modules, module)
+    message = rejected(["train", "Ant-v5", "--stage", "inline"], capsys)
+    assert "Ant-v5" in message and "mujoco" in message.lower() and "pip install" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_cartridge_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "roms").mkdir()
+    monkeypatch.setenv("ALE_ROMS_DIR", str(tmp_path / "roms"))
+    emulator = f"Loading roms from {tmp_path / 'roms'}...\n"
+    message = rejected(["train", "ALE/Pong-v5"], capsys, emulator)
+    assert "pong" in message.lower() and "ALE_ROMS_DIR" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "culprit"),
+    [
+        ("env: lost-sales\nnum_env: 3\n", "unknown key 'num_env'; did you mean 'num_envs'?"),
+        ("env: lost-sales\nalgorithm: {kind: ppo, clp: 1}\n", "algorithm: unknown key 'clp'; did you mean 'clip'?"),
+        ("env: lost-sales\nalgorithm: {kind: pppo}\n", "algorithm: no kind 'pppo'; did you mean 'ppo'?"),
+        ("env: lost-sales\nalgorithm: {kind: [ppo]}\n", "algorithm: no kind"),
+        ("env: lost-sales\nalgorithm: 3\n", "algorithm: expected a mapping with `kind`"),
+        ("env: lost-sales\nnum_envs: many\n", "num_envs: expected int, found 'many'"),
+        ("env: lost-sales\nnum_envs: true\n", "num_envs: expected int, found True"),
+        ("env: lost-sales\nstage: inlin\n", "stage: 'inlin' is not a valid value; did you mean 'inline'?"),
+        ("env: lost-sales\nnum_envs: 0\n", "num_envs must be at least 1, not 0"),
+        ("num_envs: 3\n", "missing key 'env'"),
+        ("just words\n", "expected a mapping of RunConfig's fields, found 'just words'"),
+        ("", "expected a mapping of RunConfig's fields, found None"),
+        ("env: [\n", "is not valid YAML"),
+        ("\xff\xfe", "is not a text file"),
+    ],
+)
+def test_a_config_file_that_is_wrong(text: str, culprit: str, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    message = rejected(["train", "--config", str(path), "--run-dir", str(tmp_path / "run")], capsys)
+    assert culprit in message and str(path) in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("trained") / "run"
+    assert main(["train", "probe-observation", "--run-dir", str(path), *TINY]) == 0
+    return path
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A finished run that the test may spoil."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_folder_that_is_taken(run: Path, tmp_path: Path, capsys: Capture) -> None:
+    before = contents(run)
+    message = rejected(["train", "probe-observation", "--run-dir", str(run), *TINY], capsys)
+    assert str(run) in message and "nothing was overwritten" in message and "greenroom resume" in message
+    assert contents(run) == before
+    file = tmp_path / "file"
+    file.write_text("precious")
+    message = rejected(["train", "probe-observation", "--run-dir", str(file), *TINY], capsys)
+    assert str(file) in message and "another --run-dir" in message
+    assert file.read_text() == "precious"
+
+
+@pytest.mark.parametrize("command", ["resume", "evaluate", "compare"])
+def test_a_folder_that_is_no_run(command: str, run: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "empty").mkdir()
+    message = rejected([command, str(tmp_path / "empty")], capsys)
+    assert "is not a run folder" in message
+    message = rejected([command, str(tmp_path / "rum")], capsys)
+    assert "does not exist" in message and "did you mean 'run'?" in message
+
+
+def cut_short(folder: Path) -> None:
+    tensors = folder / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-10])
+
+
+def flipped(folder: Path) -> None:
+    tensors = folder / "tensors.safetensors"
+    content = bytearray(tensors.read_bytes())
+    content[-5] ^= 1
+    tensors.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut_short, flipped])
+@pytest.mark.parametrize("command", [["resume", "--total-steps", "96", "--quiet"], ["evaluate", "--json"]])
+def test_a_damaged_checkpoint(damage: Callable[[Path], None], command: list[str], run: Path, capsys: Capture) -> None:
+    folders = sorted(run.glob("checkpoints/step_*"))
+    assert len(folders) > 1
+    for folder in folders:
+        damage(folder)
+    before = contents(run)
+    message = rejected([command[0], str(run), *command[1:]], capsys)
+    assert str(folders[-1]) in message and ("bytes instead of" in message or "checksum" in message)
+    assert contents(run) == before
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_aloud(run: Path, capsys: Capture) -> None:
+    folders = sorted(run.glob("checkpoints/step_*"))
+    cut_short(folders[-1])
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--episodes", "4", "--json"]) == 0
+    said = capsys.readouterr()
+    assert f"going back to {folders[-2]}" in said.err and str(folders[-1]) in said.err
+    assert said.out.startswith("{")
+
+
+@pytest.mark.parametrize("command", [["resume", "--total-steps", "96"], ["evaluate"]])
+def test_a_checkpoint_from_another_network(command: list[str], run: Path, capsys: Capture) -> None:
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("    - 8\n", "    - 9\n"))
+    before = contents(run)
+    message = rejected([command[0], str(run), *command[1:]], capsys)
+    assert (
+        "is from another network" in message and "(9," in message and "config.yaml" in message or "options" in message
+    )
+    assert contents(run) == before
+
+
+def test_a_config_in_a_run_folder_that_someone_spoiled(run: Path, capsys: Capture) -> None:
+    (run / "config.yaml").write_text("env: lost-sales\nsede: 3\n")
+    for command in ("resume", "evaluate"):
+        message = rejected([command, str(run)], capsys)
+        assert "unknown key 'sede'; did you mean 'seed'?" in message and str(run / "config.yaml") in message
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_disk_that_is_full(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(RunFolder, "metrics", property(lambda self: Path("/dev/full")))
+    full = tmp_path / "full"
+    capsys.readouterr()
+    assert main(["train", "probe-observation", "--run-dir", str(full), *TINY]) == 2
+    err = capsys.readouterr().err
+    assert f"cannot write metrics into {full}: No space left on device" in err
+    assert f"greenroom resume {full}" in err and "Traceback" not in err
+
+
+def test_a_disk_that_refuses_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def refuse(*args: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(checkpoint, "sync", refuse)
+    words = ["train", "probe-observation", "--run-dir", str(tmp_path / "run"), *TINY]
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert "cannot save checkpoint" in err and "Read-only file system" in err and "Traceback" not in err
+
+
+def test_any_other_refusal_of_the_disk_is_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise PermissionError(13, "Permission denied", "/locked/config.yaml")
+
+    monkeypatch.setattr("greenroom.session.write_text", refuse)
+    assert main(["train", "probe-observation", "--run-dir", str(tmp_path / "run"), *TINY]) == 2
+    assert "Permission denied: '/locked/config.yaml'" in capsys.readouterr().err
