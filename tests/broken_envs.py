@@ -6,8 +6,9 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gym_envs import Counter, Spaces
 from gymnasium import spaces
+
+from gym_envs import Counter, Spaces
 
 
 def wrong_shape() -> gymnasium.Env[Any, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,21 @@ import pytest
 
 from greenroom import checkpoint
 from greenroom.cli import main
+from greenroom.config import RunConfig
+from greenroom.errors import UserError
 from greenroom.folder import RunFolder
+from greenroom.session import launch
 
-TINY = (
+
+def split(words: str) -> list[str]:
+    """What a shell makes of them."""
+    return words.split()
+
+
+TINY = split(
     "--num-envs 4 --rollout-length 4 --minibatches 2 --epochs 1 --total-steps 64 --eval-episodes 4 --hidden 8 "
     "--sinks --threads 1 --quiet --preset classic-ppo"
-).split()
+)
 Capture = pytest.CaptureFixture[str]
 
 
@@ -31,7 +41,7 @@ def rejected(words: list[str], capsys: Capture, said_by_others: str = "") -> str
     assert "Traceback" not in said.err
     messages = [line for line in said.err.splitlines() if line.startswith("greenroom: ")]
     assert len(messages) == 1, said.err
-    with pytest.raises(Exception) as caught:  # noqa: B017, PT011  # that it is raised, whatever it is
+    with pytest.raises(Exception) as caught:  # that it is raised, whatever it is
         main([*words, "--debug"])
     assert type(caught.value).__name__ in ("UserError", "EnvironmentFault")
     capsys.readouterr()
@@ -53,13 +63,17 @@ def rejected(words: list[str], capsys: Capture, said_by_others: str = "") -> str
             "RuntimeError: no licence for the simulator",
         ),
         (["gym_envs:not_an_env"], "gym_envs:not_an_env returned int", "not a gymnasium.Env"),
-        (["gym_envs:needs_argument"], "needs the argument 'size'", ""),
+        (["gym_envs:needs_argument"], "needs the argument 'size'", "--env.size VALUE"),
         (["broken_envs:observes_text"], "observation space", "Text"),
         (["broken_envs:unbounded_action"], "action space", "finite bounds"),
         (["CartPole-v1", "--stage", "native"], "'CartPole-v1' has no native stage", "Use --stage auto"),
-        (["CartPole-v1", "--stage", "device"], "CartPole-v1", ""),
+        (["CartPole-v1", "--stage", "device"], "no device environment 'CartPole-v1'", "known: lost-sales"),
         (["lost-sales", "--stage", "inline"], "is a device environment", "use --stage device or auto"),
-        (["CartPole-v1", "--stage", "workers", "--num-workers", "3"], "4", "3"),
+        (
+            ["CartPole-v1", "--stage", "workers", "--num-workers", "3"],
+            "num_envs=4 is not divisible by num_workers=3",
+            "num_workers=2 or 4",
+        ),
         (["lost-sales", "--collect", "double", "--num-envs", "5"], "num_envs must be even, not 5", "collect=double"),
         (["lost-sales", "--minibatches", "17"], "minibatches (17)", "num_envs × rollout_length = 16"),
         (["lost-sales", "--total-steps", "0"], "total_steps must be at least 1, not 0", ""),
@@ -108,6 +122,35 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     message = rejected(["train", "Ant-v5", "--stage", "inline"], capsys)
     assert "Ant-v5" in message and "mujoco" in message.lower() and "pip install" in message
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("tool", ["wandb", "mlflow"])
+def test_a_missing_logger_is_named(tool: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture) -> None:
+    monkeypatch.setitem(sys.modules, tool, None)
+    words = [*TINY, "--sinks", "tensorboard", tool, "--run-dir", str(tmp_path / "run")]
+    assert f"pip install 'greenroom[{tool}]'" in rejected(["train", "probe-observation", *words], capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_logger_that_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture) -> None:
+    wandb = types.ModuleType("wandb")
+    refusal = type("Error", (Exception,), {})
+
+    def init(**options: object) -> None:
+        raise refusal("no API key configured")
+
+    wandb.__dict__.update(init=init, Error=refusal)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    words = ["train", "probe-observation", *TINY, "--sinks", "wandb", "--run-dir", str(tmp_path / "run")]
+    assert main(words) == 2
+    assert "wandb cannot start: no API key configured; mend that, or leave wandb out" in capsys.readouterr().err
+
+
+def test_arguments_that_cannot_be_saved(tmp_path: Path) -> None:
+    config = RunConfig(env="gym_envs:Counter", env_kwargs={"length": object()})
+    with pytest.raises(UserError, match="env_kwargs must be numbers, strings, lists and mappings"):
+        launch(config, run_dir=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_cartridge_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture) -> None:
@@ -226,8 +269,8 @@ def test_a_checkpoint_from_another_network(command: list[str], run: Path, capsys
     before = contents(run)
     message = rejected([command[0], str(run), *command[1:]], capsys)
     assert (
-        "is from another network" in message and "(9," in message and "config.yaml" in message or "options" in message
-    )
+        "is from another network" in message and "(9," in message and "config.yaml" in message
+    ) or "options" in message
     assert contents(run) == before
 
 

@@ -62,7 +62,7 @@ def test_every_parameter_of_a_public_function_is_typed() -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'greenroom' has no attribute 'trian'"):
-        greenroom.trian  # type: ignore[attr-defined]  # noqa: B018
+        greenroom.trian  # noqa: B018
 
 
 def test_importing_greenroom_loads_no_torch() -> None:

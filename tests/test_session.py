@@ -199,6 +199,16 @@ def test_ctrl_c_and_resume_change_no_bit(tmp_path: Path, after: Any, stage: str,
         assert logs[0] == logs[1]
 
 
+def test_a_run_may_move_between_inline_and_workers(tmp_path: Path, after: Any) -> None:
+    """`--stage auto` measures anew when a run resumes, and may choose otherwise."""
+    whole = launch(small("inline"), run_dir=tmp_path / "whole", quiet=True)
+    after(3, ctrl_c)
+    folder = launch(small("inline"), run_dir=tmp_path / "moved", quiet=True).folder
+    folder.config.write_text(dump(small("workers")))
+    moved = resume(folder.path, quiet=True)
+    assert_equal(final_state(moved)["run"]["algorithm"], final_state(whole)["run"]["algorithm"])
+
+
 def test_a_power_cut_between_checkpoints_leaves_no_duplicate_and_no_gap(tmp_path: Path, after: Any) -> None:
     config = small(eval_every=96)
     whole = launch(config, run_dir=tmp_path / "whole", quiet=True)

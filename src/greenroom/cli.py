@@ -306,8 +306,7 @@ def _list(words: list[str]) -> None:
         console.print(_arguments_of(options.env))
         return
     for stage, names in list_environments().items():
-        shown = names if len(names) <= 40 else [*names[:40], f"… {len(names) - 40} more"]
-        console.print(f"[bold]{stage}[/bold] environments: {', '.join(shown)}", highlight=False)
+        console.print(f"[bold]{stage}[/bold] environments: {', '.join(names)}", highlight=False)
     table = Table("preset", "algorithm", "for", box=None, title="presets", title_justify="left")
     for name, entry in PRESETS.items():
         table.add_row(name, entry.algo, entry.about)

@@ -131,8 +131,18 @@ def to_dict(config: object) -> dict[str, Any]:
 
 
 def dump(config: RunConfig) -> str:
-    """The config as YAML."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
+    """The config as YAML.
+
+    Raises:
+        UserError: an argument of the environment is more than plain values.
+    """
+    try:
+        return yaml.safe_dump(to_dict(config), sort_keys=False)
+    except yaml.YAMLError as problem:
+        raise UserError(
+            "env_kwargs must be numbers, strings, lists and mappings, to be saved with the run, and are "
+            f"{config.env_kwargs!r}; build the rest in a factory of your own: package.module:factory"
+        ) from problem
 
 
 def load(text: str, source: str) -> RunConfig:

@@ -95,20 +95,23 @@ class WandbSink:
     The run's identifier is kept in the run folder, so that a resumed run continues its own page.
 
     Raises:
-        UserError: wandb is not installed.
+        UserError: wandb is not installed or cannot start (no login, no network).
     """
 
     def __init__(self, folder: RunFolder, config: Mapping[str, object]) -> None:
         wandb = _extra("wandb")
         identity = _identity(folder, "wandb")
-        self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "greenroom"),
-            name=folder.path.name,
-            dir=str(folder.path),
-            config=dict(config),
-            id=identity,
-            resume="allow",
-        )
+        try:
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "greenroom"),
+                name=folder.path.name,
+                dir=str(folder.path),
+                config=dict(config),
+                id=identity,
+                resume="allow",
+            )
+        except wandb.Error as error:
+            raise UserError(f"wandb cannot start: {error}; mend that, or leave wandb out of --sinks") from error
         if identity is None:
             _remember(folder, "wandb", self._run.id)
         # Its own step must never fall, which a resumed run's does; env_steps as the axis has no such rule.
@@ -155,6 +158,17 @@ class MlflowSink:
 
 SINKS = ("jsonl", "tensorboard", "wandb", "mlflow")
 """The names that `make_sinks` knows."""
+
+
+def require(names: Sequence[str]) -> None:
+    """Check that what the sinks called `names` need is installed, before anything is built for them.
+
+    Raises:
+        UserError: an extra is not installed.
+    """
+    for name in names:
+        if name in ("wandb", "mlflow"):
+            _extra(name)
 
 
 def make_sinks(

@@ -23,7 +23,7 @@ from greenroom.envs.device import DEVICE_ENVIRONMENTS
 from greenroom.errors import EnvironmentFault, UserError
 from greenroom.evaluation import Evaluation, evaluate
 from greenroom.folder import RunFolder, write_json, write_text
-from greenroom.log import Kind, Record, Sink, make_sinks
+from greenroom.log import Kind, Record, Sink, make_sinks, require
 from greenroom.machine import keep_freed_memory
 from greenroom.policy import ActorCritic
 from greenroom.seeding import derive
@@ -62,12 +62,14 @@ def launch(config: RunConfig, *, run_dir: str | Path | None = None, quiet: bool 
     Raises:
         UserError: something in `config` does not fit, or `run_dir` is taken. Nothing is overwritten.
     """
+    require(config.sinks)
+    text = dump(config)
     display = Display(config.total_steps, quiet=quiet)
     run = Run(config, say=display.say)
     try:
         path = None if run_dir is None else Path(run_dir)
         folder = RunFolder.create(path, env=config.env, algo=config.algo, seed=config.seed)
-        write_text(folder.config, dump(config))
+        write_text(folder.config, text)
         folder.write_environment()
         return _Session(run, folder, display, resumed_at=None).conduct()
     finally:

@@ -118,7 +118,7 @@ class Factory:
         for name, parameter in parameters.items():
             optional = parameter.default is not parameter.empty or parameter.kind is parameter.VAR_POSITIONAL
             if not optional and name not in self.kwargs and isinstance(self.env, str) and ":" in self.env:
-                raise UserError(f"{self.name} needs the argument {name!r}")
+                raise UserError(f"{self.name} needs the argument {name!r}; give it with --env.{name} VALUE")
 
 
 def unknown(env: str, known: Iterable[str]) -> UserError:
