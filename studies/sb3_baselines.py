@@ -29,7 +29,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import Tensor
 
 import greenroom
-from greenroom.session import evaluation_environment
+from greenroom.examination import evaluation_environment
 from greenroom.types import Decision, Obs
 
 ALGORITHMS = {"a2c": A2C, "ppo": PPO}

@@ -18,8 +18,8 @@ from harness import Options, Record, greenroom_trial, options, parser, run_trial
 from report import write_table
 
 TOTAL_STEPS = 10_000_000
-EVERY = 20 * 4096 * 24
-"""Agent steps between the checkpoints that are looked at: 20 updates."""
+EVERY = 5 * 4096 * 24
+"""Agent steps between the checkpoints that are looked at: 5 updates."""
 
 
 def points_of(run: Path) -> Record:

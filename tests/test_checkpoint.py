@@ -254,7 +254,7 @@ def test_a_checkpoint_is_found_by_what_people_call_it(tmp_path: Path) -> None:
     assert checkpoint.find(tmp_path, "latest") == second
     assert checkpoint.find(tmp_path, "best") == first
     assert checkpoint.find(tmp_path, "step_000000000005") == first
-    with pytest.raises(UserError, match="no step_000000000006 checkpoint in .*; did you mean 'step_0000000000"):
+    with pytest.raises(UserError, match=r"no step_000000000006 checkpoint in .*; did you mean 'step_0000000000"):
         checkpoint.find(tmp_path, "step_000000000006")
 
 

@@ -273,7 +273,7 @@ def test_evaluate_films_in_the_format_that_is_installed(
     if installed:
         pytest.importorskip("imageio_ffmpeg")
     else:
-        monkeypatch.setattr("greenroom.session.importlib.util.find_spec", lambda name: None)
+        monkeypatch.setattr("greenroom.examination.importlib.util.find_spec", lambda name: None)
     capsys.readouterr()
     assert main(["evaluate", str(run), "--episodes", "1", "--video", "--json"]) == 0
     film = Path(json.loads(capsys.readouterr().out)["video"])

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from greenroom.errors import EnvironmentFault as EnvironmentFault
     from greenroom.errors import UserError as UserError
     from greenroom.evaluation import evaluate as evaluate
+    from greenroom.examination import examine as examine
+    from greenroom.examination import load_policy as load_policy
     from greenroom.presets import preset as preset
-    from greenroom.session import examine as examine
     from greenroom.session import launch as launch
-    from greenroom.session import load_policy as load_policy
     from greenroom.session import resume as resume
     from greenroom.training import Run as Run
     from greenroom.training import train as train
@@ -34,10 +34,10 @@ _HOMES = {
     "check_environment": "envs.check",
     "compare": "comparison",
     "evaluate": "evaluation",
-    "examine": "session",
+    "examine": "examination",
     "launch": "session",
     "list_environments": "envs.choose",
-    "load_policy": "session",
+    "load_policy": "examination",
     "make": "envs.choose",
     "preset": "presets",
     "resume": "session",

@@ -265,7 +265,7 @@ def _resume(words: list[str]) -> None:
 def _evaluate(words: list[str]) -> None:
     words = ["--no-greedy" if word == "--sample" else word for word in words]
     options = tyro.cli(Evaluate, args=words, prog="greenroom evaluate")
-    from greenroom.session import examine
+    from greenroom.examination import examine
 
     report = examine(
         options.run_dir,

@@ -1,0 +1,131 @@
+"""A trained policy, looked at again: load it from its run, evaluate it, film it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from greenroom import baselines, checkpoint
+from greenroom.config import RunConfig, load_file
+from greenroom.envs import make
+from greenroom.envs.base import Environment
+from greenroom.envs.choose import largest_divisor
+from greenroom.envs.device import DEVICE_ENVIRONMENTS
+from greenroom.evaluation import Evaluation, evaluate
+from greenroom.folder import RunFolder
+from greenroom.policy import ActorCritic
+from greenroom.training import Say, choose_device, choose_precision
+from greenroom.video import record
+
+_LARGEST_EVALUATION = 64
+"""Environments that an evaluation steps at once, unless they are tensors anyway."""
+
+
+def evaluation_environment(config: RunConfig, episodes: int) -> Environment:
+    """Environments for evaluating a run's policy: as those of the run, but only as many as the episodes need."""
+    most = config.num_envs if config.env in DEVICE_ENVIRONMENTS else _LARGEST_EVALUATION
+    count = largest_divisor(episodes, most)
+    return make(
+        config.env,
+        num_envs=count,
+        stage=config.stage,
+        num_workers=largest_divisor(count, config.num_workers) if config.num_workers else None,
+        kwargs=config.env_kwargs,
+        device=choose_device(config),
+        say=lambda line: None,
+    )
+
+
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def load_policy(run_dir: str | Path, *, which: str = "latest", say: Say = _warn) -> tuple[RunConfig, ActorCritic]:
+    """A run's configuration and its trained policy, on the device that the configuration asks for.
+
+    Args:
+        run_dir: the run's folder.
+        which: `latest`; `best`: the one whose evaluation was best; or a checkpoint's name (`step_000000123456`).
+        say: hears of newer checkpoints that were passed over because they are damaged; by default standard error.
+
+    Raises:
+        UserError: not a run, no such checkpoint, or one that is damaged or from another network.
+    """
+    folder = RunFolder.open(Path(run_dir))
+    config = load_file(folder.config)
+    if which == "latest":
+        path, state = checkpoint.load_latest(folder.checkpoints, say)
+    else:
+        path = checkpoint.find(folder.checkpoints, which)
+        state = checkpoint.load(path)
+    saved = state["run"]["algorithm"]["policy"]
+    environment = evaluation_environment(config, 1)
+    try:
+        device = choose_device(config)
+        policy = config.policy.build(environment.spec, choose_precision(config, device, lambda line: None)).to(device)
+    finally:
+        environment.close()
+    checkpoint.describe_mismatch(policy.state_dict(), saved, path)
+    policy.load_state_dict(saved)
+    return config, policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What an evaluation of a finished or running run found."""
+
+    evaluation: Evaluation
+    """Whole episodes."""
+    comparison: baselines.BaselineReport | None
+    """Beside the conventional methods, for environments that have some."""
+    video: Path | None
+    """One recorded episode, if it was asked for."""
+
+    def to_json(self) -> dict[str, object]:
+        """The evaluation's numbers, and under `comparison` and `video` the rest."""
+        extra: dict[str, object] = {}
+        if self.comparison is not None:
+            extra["comparison"] = self.comparison.to_json()
+        if self.video is not None:
+            extra["video"] = str(self.video)
+        return self.evaluation.to_json() | extra
+
+
+def examine(
+    run_dir: str | Path,
+    *,
+    episodes: int = 100,
+    seed: int = 0,
+    greedy: bool = True,
+    which: str = "latest",
+    video: bool = False,
+) -> Report:
+    """Evaluate a run's policy on new environments.
+
+    Args:
+        run_dir: the run's folder.
+        episodes: how many, at least.
+        seed: of the episodes and of sampled actions.
+        greedy: take the most probable action instead of a sampled one.
+        which: the checkpoint: `latest`, `best` or its name.
+        video: also record one episode into the run's folder.
+
+    Raises:
+        UserError: not a run, no checkpoint, or an environment that cannot be built or rendered.
+    """
+    config, policy = load_policy(run_dir, which=which)
+    environment = evaluation_environment(config, episodes)
+    try:
+        evaluation = evaluate(policy, environment, episodes=episodes, seed=seed, greedy=greedy)
+    finally:
+        environment.close()
+    device = choose_device(config)
+    comparison = baselines.report(policy, config.env, config.env_kwargs, seed=seed, device=device) if greedy else None
+    path = None
+    if video:
+        suffix = ".mp4" if importlib.util.find_spec("imageio_ffmpeg") else ".gif"
+        target = Path(run_dir) / f"episode-{which}{suffix}"
+        path = record(policy, config.env, config.env_kwargs, target, seed=seed, greedy=greedy, stage=config.stage)
+    return Report(evaluation=evaluation, comparison=comparison, video=path)
