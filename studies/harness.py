@@ -187,11 +187,11 @@ def run_trials(
         raise SystemExit(0)
     stopping = threading.Event()
     with ThreadPoolExecutor(chosen.jobs) as pool:
-        running = {pool.submit(_run, trial, chosen.jobs, stopping): trial for trial in waiting}
+        running = {pool.submit(_run, trial, chosen.jobs, stopping, extra): trial for trial in waiting}
         try:
             for future in as_completed(running):
                 trial = running[future]
-                record = records[trial.key] = future.result() | extra(ROOT / trial.run)
+                record = records[trial.key] = future.result()
                 _save(path, records)
                 score, seconds = record["evaluation"]["mean"], record["seconds"]
                 print(f"{trial.task}, {trial.method}, seed {trial.seed}: {score:.2f} after {seconds:.0f} s", flush=True)
@@ -215,7 +215,7 @@ def _save(path: Path, records: dict[tuple[str, str, int], Record]) -> None:
     folder.write_text(path, f'{{"environment": {environment},\n"records": [\n{lines}\n]}}\n')
 
 
-def _run(trial: Trial, jobs: int, stopping: threading.Event) -> Record:
+def _run(trial: Trial, jobs: int, stopping: threading.Event, extra: Callable[[Path], Record]) -> Record:
     """Train, unless that is done, evaluate, and make the record."""
     run = ROOT / trial.run
     # Beside the run folder, not in it: the folder belongs to the run. The state: the command, and whether it has ended.
@@ -247,6 +247,8 @@ def _run(trial: Trial, jobs: int, stopping: threading.Event) -> Record:
         "seconds": round(last["seconds"], 1),
         "curve": _thin(curve),
         "machine": {"cpu": machine.cpu_kind(), "cores": machine.available_cores(), "jobs": jobs},
+        # Here and not where the record is saved: the next trial may not start while this one is still being looked at.
+        **extra(run),
     }
 
 
