@@ -167,3 +167,14 @@ def test_refusals() -> None:
         Mlp(hidden=())
     with pytest.raises(UserError, match="width and features must be at least 1, not 0 and 256"):
         Impala(width=0)
+
+
+@pytest.mark.parametrize("network", [Nips(), Nature(), Impala()])
+def test_pictures_with_the_colours_last_are_turned(network: Nips | Nature | Impala) -> None:
+    torch.manual_seed(0)
+    first, size = network.build(ArraySpec(shape=(3, 84, 80), dtype=torch.uint8))
+    torch.manual_seed(0)
+    last, same_size = network.build(ArraySpec(shape=(84, 80, 3), dtype=torch.uint8))
+    picture = torch.rand(2, 3, 84, 80)
+    assert size == same_size
+    torch.testing.assert_close(last(picture.permute(0, 2, 3, 1)), first(picture))

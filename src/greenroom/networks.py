@@ -52,8 +52,7 @@ class Mlp:
 
 def _convolutions(layers: Iterable[tuple[int, int, int]], features: int, spec: ArraySpec) -> tuple[nn.Module, int]:
     """VALID convolutions (filters, kernel, stride) with ReLU, then one fully connected layer of `features`."""
-    channels = _image_channels(spec)
-    modules: list[nn.Module] = []
+    modules, channels = _picture(spec)
     for filters, kernel, stride in layers:
         modules += [nn.Conv2d(channels, filters, kernel, stride), nn.ReLU()]
         channels = filters
@@ -61,10 +60,17 @@ def _convolutions(layers: Iterable[tuple[int, int, int]], features: int, spec: A
     return nn.Sequential(*body, nn.Linear(_output_size(body, spec), features), nn.ReLU()), features
 
 
-def _image_channels(spec: ArraySpec) -> int:
+class _ChannelsFirst(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 3, 1, 2)
+
+
+def _picture(spec: ArraySpec) -> tuple[list[nn.Module], int]:
+    """What brings a picture to `[N, C, H, W]`, and C. A last axis of at most 4 beside a longer first one is colour."""
     if len(spec.shape) != 3:
         raise UserError(f"a convolutional network needs 3 axes (C, H, W), not {list(spec.shape)}; use --network mlp")
-    return spec.shape[0]
+    first, _, last = spec.shape
+    return ([_ChannelsFirst()], last) if last <= 4 < first else ([], first)
 
 
 def _output_size(body: nn.Module, spec: ArraySpec) -> int:
@@ -123,8 +129,7 @@ class Impala:
 
     def build(self, spec: ArraySpec) -> tuple[nn.Module, int]:
         """The module `[N, C, H, W] → [N, features]`, and `features`."""
-        channels = _image_channels(spec)
-        modules: list[nn.Module] = []
+        modules, channels = _picture(spec)
         for filters in (16 * self.width, 32 * self.width, 32 * self.width):
             modules += [
                 nn.Conv2d(channels, filters, 3, padding=1),

@@ -161,10 +161,7 @@ class _Session:
                     self.display.update(progress.env_steps, record)
                     if _passed(self.config.eval_every, before, progress.env_steps) and not self.run.finished:
                         self._evaluate()
-                    if (
-                        _passed(self.config.save_interval, before, progress.env_steps)
-                        and self._saved_at != progress.env_steps
-                    ):
+                    if _passed(self.config.save_interval, before, progress.env_steps):
                         self._save()
                     before = progress.env_steps
                     if stop.requested:
