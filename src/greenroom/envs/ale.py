@@ -198,8 +198,8 @@ class AleEnvironment:
                 f"{env}: the cartridge {rom}.bin cannot be read ({error}); reinstall ale-py, which brings it, "
                 "or correct the folder in the environment variable ALE_ROMS_DIR"
             ) from error
-        self._config, self._num_envs = config, num_envs
-        self._spec = EnvSpec(
+        self._config, self.num_envs, self.device = config, num_envs, torch.device("cpu")
+        self.spec = EnvSpec(
             name=env if env.endswith("-v5") else f"{env}-v5",
             obs=ArraySpec(shape=config.obs_shape, dtype=torch.uint8, low=0, high=255),
             action=_action_spec(config, self._ale),
@@ -208,27 +208,12 @@ class AleEnvironment:
         self._tracker = EpisodeTracker(num_envs)
         self._sent = False
 
-    @property
-    def spec(self) -> EnvSpec:
-        """What one game looks like."""
-        return self._spec
-
-    @property
-    def num_envs(self) -> int:
-        """B."""
-        return self._num_envs
-
-    @property
-    def device(self) -> torch.device:
-        """The CPU."""
-        return torch.device("cpu")
-
     def reset(self, seed: int) -> Tensor:
         """Start B new games; every emulator is seeded anew. Returns uint8 `[B, channels, height, width]`."""
         if self._sent:
             self._running.recv()  # the emulator would hand out this answer as that of the reset
             self._sent = False
-        obs, info = self._running.reset(seed=np.array(env_seeds(seed, self._num_envs)))
+        obs, info = self._running.reset(seed=np.array(env_seeds(seed, self.num_envs)))
         self._lives = info["lives"]
         self._tracker.reset()
         return self._image(obs)
@@ -242,7 +227,7 @@ class AleEnvironment:
         """
         if self._sent:
             raise RuntimeError("send comes after reset or recv")
-        check_discrete(action, self._spec)
+        check_discrete(action, self.spec)
         self._running.send(action.numpy())
         self._sent = True
 
@@ -289,7 +274,7 @@ class AleEnvironment:
     @property
     def _running(self) -> AtariVectorEnv:
         if self._ale is None:
-            raise RuntimeError(f"{self._spec.name} was closed")
+            raise RuntimeError(f"{self.spec.name} was closed")
         return self._ale
 
     def _image(self, frames: NDArray[np.uint8]) -> Tensor:

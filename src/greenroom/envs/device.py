@@ -19,7 +19,7 @@ from greenroom.envs.lost_sales import LostSales
 from greenroom.envs.model import Model, State
 from greenroom.envs.probes import PROBES
 from greenroom.errors import EnvironmentFault, UserError, nearest
-from greenroom.spec import Bounded, EnvSpec, MultiDiscrete
+from greenroom.spec import Bounded, MultiDiscrete
 from greenroom.types import Obs, Step, map_obs
 
 
@@ -34,31 +34,16 @@ class DeviceEnvironment:
         if num_envs < 1:
             raise UserError(f"num_envs must be at least 1, not {num_envs}")
         self.model = model
-        self._spec, self._num_envs, self._device = model.spec, num_envs, torch.device(device)
+        self.spec, self.num_envs, self.device = model.spec, num_envs, torch.device(device)
         # Without termination every end is known from counting alone. The ages then live on the host, so that asking
         # "did anything end?" never waits for the device.
-        clock_device = self._device if model.terminates else torch.device("cpu")
+        clock_device = self.device if model.terminates else torch.device("cpu")
         self._age = torch.zeros(num_envs, dtype=torch.int64, device=clock_device)
-        self._nowhere = torch.zeros(num_envs, dtype=torch.bool, device=self._device)
-        self._tracker = EpisodeTracker(num_envs, self._spec.signals, self._device)
-        self._dynamics, self._resets = torch.Generator(self._device), torch.Generator(self._device)
+        self._nowhere = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
+        self._tracker = EpisodeTracker(num_envs, self.spec.signals, self.device)
+        self._dynamics, self._resets = torch.Generator(self.device), torch.Generator(self.device)
         self._state: State = {}
         self._action: Tensor | None = None
-
-    @property
-    def spec(self) -> EnvSpec:
-        """What one environment looks like."""
-        return self._spec
-
-    @property
-    def num_envs(self) -> int:
-        """B."""
-        return self._num_envs
-
-    @property
-    def device(self) -> torch.device:
-        """Where all tensors live."""
-        return self._device
 
     @property
     def can_snapshot(self) -> bool:
@@ -72,9 +57,9 @@ class DeviceEnvironment:
 
     def reset(self, seed: int) -> Obs:
         """Start B new episodes; the same seed gives the same chance events, whatever the actions. Obs `[B, ...]`."""
-        self._dynamics = seeding.generator(seed, "environment", device=self._device)
-        self._resets = seeding.generator(seed, "environment", "resets", device=self._device)
-        self._state = self.model.initial(self._num_envs, self._resets, self._device)
+        self._dynamics = seeding.generator(seed, "environment", device=self.device)
+        self._resets = seeding.generator(seed, "environment", "resets", device=self.device)
+        self._state = self.model.initial(self.num_envs, self._resets, self.device)
         self._check_state()
         self._action = None
         self._age.zero_()
@@ -98,7 +83,7 @@ class DeviceEnvironment:
         transition = self.model.step(self._state, self._action, self._dynamics)
         if (transition.terminated is None) == self.model.terminates:
             raise EnvironmentFault(
-                f"{self._spec.name}: Transition.terminated must be None exactly when the model's `terminates` is False"
+                f"{self.spec.name}: Transition.terminated must be None exactly when the model's `terminates` is False"
             )
         self._state, self._action = transition.state, None
         self._age += 1
@@ -110,24 +95,24 @@ class DeviceEnvironment:
         obs = self.model.observe(self._state)
         final_obs = map_obs(lambda part: part[:0], obs)
         if some_ended:
-            final_obs = map_obs(lambda part: part[ended.to(self._device)], obs)
+            final_obs = map_obs(lambda part: part[ended.to(self.device)], obs)
             self._restart(ended)
             obs = self.model.observe(self._state)
         return Step(
             obs=obs,
             reward=transition.reward,
             terminated=terminated,
-            truncated=truncated.to(self._device) if some_ended else self._nowhere,
+            truncated=truncated.to(self.device) if some_ended else self._nowhere,
             final_obs=final_obs,
-            episodes=dataclasses.replace(episodes, index=episodes.index.to(self._device)),
+            episodes=dataclasses.replace(episodes, index=episodes.index.to(self.device)),
             signals=transition.signals,
         )
 
     def _restart(self, ended: Tensor) -> None:
         """Begin new episodes where `ended`; as many draws as for all B, so that chance does not depend on who ended."""
         self._age[ended] = 0
-        here = ended.to(self._device)
-        fresh = self.model.initial(self._num_envs, self._resets, self._device)
+        here = ended.to(self.device)
+        fresh = self.model.initial(self.num_envs, self._resets, self.device)
         self._state = {
             name: torch.where(here.view(-1, *[1] * (part.ndim - 1)), fresh[name], part)
             for name, part in self._state.items()
@@ -155,8 +140,8 @@ class DeviceEnvironment:
         assert isinstance(saved, dict) and isinstance(tracker, dict)
         assert isinstance(age, Tensor) and isinstance(dynamics, Tensor) and isinstance(resets, Tensor)
         if age.shape != self._age.shape:
-            raise UserError(f"{self._spec.name}: the snapshot has {len(age)} environments, not {self.num_envs}")
-        self._state = {name: part.to(self._device, copy=True) for name, part in saved.items()}
+            raise UserError(f"{self.spec.name}: the snapshot has {len(age)} environments, not {self.num_envs}")
+        self._state = {name: part.to(self.device, copy=True) for name, part in saved.items()}
         self._age.copy_(age)
         self._tracker.load_state_dict(tracker)
         self._dynamics.set_state(dynamics.cpu())
@@ -164,25 +149,25 @@ class DeviceEnvironment:
         self._action = None
 
     def _check_action(self, action: Tensor) -> None:
-        match self._spec.action:
+        match self.spec.action:
             case Bounded(shape=trailing):
                 dtype = torch.float32
             case MultiDiscrete(nvec=nvec):
                 trailing, dtype = (len(nvec),), torch.int64
             case _:
                 trailing, dtype = (), torch.int64
-        if action.shape != (self._num_envs, *trailing) or action.dtype != dtype:
+        if action.shape != (self.num_envs, *trailing) or action.dtype != dtype:
             raise ValueError(
-                f"{self._spec.name}: actions must be {dtype} {[self._num_envs, *trailing]}, "
+                f"{self.spec.name}: actions must be {dtype} {[self.num_envs, *trailing]}, "
                 f"not {action.dtype} {list(action.shape)}"
             )
 
     def _check_state(self) -> None:
         for name, part in self._state.items():
-            if part.shape[:1] != (self._num_envs,):
+            if part.shape[:1] != (self.num_envs,):
                 raise EnvironmentFault(
-                    f"{self._spec.name}: state {name!r} has shape {list(part.shape)}; "
-                    f"its leading axis must be num_envs = {self._num_envs}"
+                    f"{self.spec.name}: state {name!r} has shape {list(part.shape)}; "
+                    f"its leading axis must be num_envs = {self.num_envs}"
                 )
 
 

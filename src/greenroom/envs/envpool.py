@@ -25,7 +25,6 @@ from greenroom.envs.base import EpisodeTracker
 from greenroom.envs.spaces import Array, Leaf, layout_of
 from greenroom.envs.tensors import env_seeds, spec_of
 from greenroom.errors import UserError, nearest
-from greenroom.spec import EnvSpec
 from greenroom.types import Obs, Step, cat_obs, map_obs
 
 PREFIX = "envpool:"
@@ -70,26 +69,11 @@ class EnvPoolEnvironment:
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"EnvPool does not take these options of {env}: {dict(kwargs)} ({error})") from error
         self._layout = replace(layout, leaves=tuple(_unbounded(leaf) for leaf in layout.leaves))
-        self._spec = spec_of(self._layout, env)
-        self._kwargs, self._num_envs, self._num_threads = dict(kwargs), num_envs, num_threads
+        self.spec, self.device = spec_of(self._layout, env), torch.device("cpu")
+        self._kwargs, self.num_envs, self._num_threads = dict(kwargs), num_envs, num_threads
         self._tracker = EpisodeTracker(num_envs)
         self._pool: Any = None
         self._sent = False
-
-    @property
-    def spec(self) -> EnvSpec:
-        """What one environment looks like."""
-        return self._spec
-
-    @property
-    def num_envs(self) -> int:
-        """B."""
-        return self._num_envs
-
-    @property
-    def device(self) -> torch.device:
-        """The CPU."""
-        return torch.device("cpu")
 
     def reset(self, seed: int) -> Obs:
         """Start B new episodes in new simulators (EnvPool cannot seed old ones). Returns obs `[B, ...]`."""
@@ -100,9 +84,9 @@ class EnvPoolEnvironment:
             self._pool = envpool.make(
                 self._task,
                 env_type="gymnasium",
-                num_envs=self._num_envs,
+                num_envs=self.num_envs,
                 num_threads=self._num_threads,
-                env_seed=env_seeds(seed, self._num_envs),
+                env_seed=env_seeds(seed, self.num_envs),
                 **self._kwargs,
             )
             obs, _ = self._pool.reset()
@@ -118,7 +102,7 @@ class EnvPoolEnvironment:
         """
         if self._sent or self._pool is None:
             raise RuntimeError("send comes after reset or recv")
-        check_discrete(action, self._spec)
+        check_discrete(action, self.spec)
         self._pool.send(self._decode(action.numpy()))
         self._sent = True
 
@@ -164,8 +148,8 @@ class EnvPoolEnvironment:
         ignored = np.zeros((len(ids), *self._layout.action.shape), self._layout.action.dtype)
         first, *_ = self._pool.step(self._decode(ignored), ids.numpy())
         # Rows of `obs` first, those of `first` behind them; then pick each environment's own.
-        rows = torch.arange(self._num_envs)
-        rows[ids] = self._num_envs + torch.arange(len(ids))
+        rows = torch.arange(self.num_envs)
+        rows[ids] = self.num_envs + torch.arange(len(ids))
         return map_obs(lambda part: part[rows], cat_obs([obs, self._obs(first)]))
 
     def _decode(self, action: Array) -> Array:

@@ -12,7 +12,6 @@ from greenroom.envs.board import Board
 from greenroom.envs.gym import Cast, Factory, Source
 from greenroom.envs.snapshot import NotSnapshotable
 from greenroom.envs.tensors import BoardTensors, env_seeds, pack_states, spec_of, unpack_states
-from greenroom.spec import EnvSpec
 from greenroom.types import Obs, Step
 
 
@@ -21,29 +20,14 @@ class InlineEnvironment:
 
     def __init__(self, env: Source, *, num_envs: int, kwargs: Mapping[str, Any] | None = None) -> None:
         factory = Factory(env=env, kwargs=kwargs or {})
-        self._num_envs = num_envs
+        self.num_envs, self.device = num_envs, torch.device("cpu")
         self._cast = Cast(factory, 0, num_envs)
-        self._spec = spec_of(self._cast.layout, factory.name)
+        self.spec = spec_of(self._cast.layout, factory.name)
         board = Board(self._cast.layout, num_envs, num_workers=0)
         self._tensors = BoardTensors(board, self._cast.layout)
         self._cast.enter(board)
         self._started = self._sent = False
         self._can_snapshot: bool | None = None
-
-    @property
-    def spec(self) -> EnvSpec:
-        """What one environment looks like."""
-        return self._spec
-
-    @property
-    def num_envs(self) -> int:
-        """B."""
-        return self._num_envs
-
-    @property
-    def device(self) -> torch.device:
-        """Always the CPU."""
-        return torch.device("cpu")
 
     @property
     def can_snapshot(self) -> bool:
@@ -58,7 +42,7 @@ class InlineEnvironment:
 
     def reset(self, seed: int) -> Obs:
         """Start B new episodes, environment i from the seed derived for it. Returns obs `[B, ...]`."""
-        self._cast.reset(env_seeds(seed, self._num_envs))
+        self._cast.reset(env_seeds(seed, self.num_envs))
         self._tensors.episodes.reset()
         self._started, self._sent = True, False
         return self._tensors.obs()
@@ -91,7 +75,7 @@ class InlineEnvironment:
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Continue from `state`, saved by this stage or by workers with as many of the same environments."""
         self._start()
-        self._cast.restore(unpack_states(state["envs"], self._num_envs))
+        self._cast.restore(unpack_states(state["envs"], self.num_envs))
         episodes = state["episodes"]
         assert isinstance(episodes, dict)
         self._tensors.episodes.load_state_dict(episodes)

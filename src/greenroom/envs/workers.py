@@ -19,7 +19,6 @@ from greenroom.envs.snapshot import NotSnapshotable
 from greenroom.envs.tensors import BoardTensors, env_seeds, pack_states, spec_of, unpack_states
 from greenroom.errors import EnvironmentFault, UserError
 from greenroom.machine import available_cores
-from greenroom.spec import EnvSpec
 from greenroom.types import Obs, Step
 
 _SPIN_SECONDS = 50e-6  # about what it costs to be put to sleep and woken again
@@ -51,7 +50,7 @@ class WorkersEnvironment:
         timeout: float = 120.0,
     ) -> None:
         _check_division(num_envs, num_workers)
-        self._num_envs, self._num_workers = num_envs, num_workers
+        self.num_envs, self.num_workers, self.device = num_envs, num_workers, torch.device("cpu")
         self._started = self._sent = self._closed = False
         self._can_snapshot: bool | None = None
         factory = Factory(env=env, kwargs=dict(kwargs or {}))
@@ -66,32 +65,12 @@ class WorkersEnvironment:
             if other != layout:
                 self.close()
                 raise EnvironmentFault(f"environment {worker * share} has other spaces or signals than environment 0")
-        self._spec = spec_of(layout, factory.name)
+        self.spec = spec_of(layout, factory.name)
         size = board_bytes(layout, num_envs, num_workers)
         os.ftruncate(self._crew.memory, size)
         board = self._crew.board = Board(layout, num_envs, num_workers, mmap.mmap(self._crew.memory, size))
         self._tensors = BoardTensors(board, layout)
         self._call("enter", [(num_envs, num_workers)] * num_workers)
-
-    @property
-    def spec(self) -> EnvSpec:
-        """What one environment looks like."""
-        return self._spec
-
-    @property
-    def num_envs(self) -> int:
-        """B."""
-        return self._num_envs
-
-    @property
-    def num_workers(self) -> int:
-        """Number of processes."""
-        return self._num_workers
-
-    @property
-    def device(self) -> torch.device:
-        """Always the CPU."""
-        return torch.device("cpu")
 
     @property
     def can_snapshot(self) -> bool:
@@ -109,7 +88,7 @@ class WorkersEnvironment:
         self._check_open()
         if self._sent:
             self._wait()
-        self._call("reset", [(part,) for part in self._parts(env_seeds(seed, self._num_envs))])
+        self._call("reset", [(part,) for part in self._parts(env_seeds(seed, self.num_envs))])
         self._tensors.episodes.reset()
         self._started, self._sent = True, False
         return self._tensors.obs()
@@ -140,7 +119,7 @@ class WorkersEnvironment:
         """
         self._start()
         states: list[Any] = []
-        for answer in self._call("capture", [()] * self._num_workers):
+        for answer in self._call("capture", [()] * self.num_workers):
             if isinstance(answer, str):
                 raise NotSnapshotable(answer)
             states += answer
@@ -149,7 +128,7 @@ class WorkersEnvironment:
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Continue from `state`, saved by this kind of stage or inline, with as many of the same environments."""
         self._start()
-        states = unpack_states(state["envs"], self._num_envs)
+        states = unpack_states(state["envs"], self.num_envs)
         self._call("restore", [(part,) for part in self._parts(states)])
         episodes = state["episodes"]
         assert isinstance(episodes, dict)
@@ -161,8 +140,8 @@ class WorkersEnvironment:
         self._dismiss()
 
     def _parts(self, values: list[Any]) -> list[list[Any]]:
-        share = self._num_envs // self._num_workers
-        return [values[first : first + share] for first in range(0, self._num_envs, share)]
+        share = self.num_envs // self.num_workers
+        return [values[first : first + share] for first in range(0, self.num_envs, share)]
 
     def _call(self, name: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
         try:
