@@ -1,4 +1,4 @@
-"""The documentation's own code runs, and what it links to exists."""
+"""The documentation's own code runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 from greenroom.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -49,10 +48,3 @@ def test_the_documented_loop_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert shorter != source
     exec(compile(shorter, "environments.md", "exec"), {})
     assert "2048 tensor(" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
-    missing = [target for target in targets if not (page.parent / target).exists()]
-    assert not missing
