@@ -14,7 +14,10 @@ TASKS: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     ("CartPole-v1", "ppo"): (100_000, ()),
     ("Acrobot-v1", "a2c"): (200_000, ()),
     ("Acrobot-v1", "ppo"): (200_000, ()),
-    ("Pendulum-v1", "ppo"): (100_000, ("--gamma", "0.9")),
+    ("Pendulum-v1", "ppo"): (
+        100_000,
+        ("--gamma", "0.9", "--num-envs", "4", "--rollout-length", "512", "--minibatches", "32"),
+    ),
     ("InvertedDoublePendulum-v5", "ppo"): (300_000, ()),
 }
 """By environment and algorithm: agent steps, and what greenroom sets besides the preset of the environment's family.
