@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 CORE := $(VENV)/.core-installed
 TEST := $(VENV)/.test-installed
 STUDY := $(VENV)/.study-installed
-STUDIES := lost-sales control pong paac time-to-beat
+STUDIES := lost-sales control family lag race pong pong-pqn pong-dqn paac time-to-beat
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -42,8 +42,23 @@ study-time-to-beat: $(STUDY) ## Ten minutes on an idle machine: how soon `make t
 study-control: $(STUDY) ## Hours: classic control and MuJoCo beside Stable-Baselines3, five seeds each.
 	$(BIN)/python studies/control.py $(ARGS)
 
+study-family: $(STUDY) ## Hours: every algorithm on small tasks, beside Stable-Baselines3, five seeds each.
+	$(BIN)/python studies/family.py $(ARGS)
+
+study-lag: $(STUDY) ## An hour: learning while collecting, one update behind and deep in a queue, five seeds each.
+	$(BIN)/python studies/lag.py $(ARGS)
+
+study-race: $(STUDY) ## An hour on an idle machine: which algorithm is first within 1 % of the optimum of lost sales.
+	$(BIN)/python studies/lost_sales_race.py $(ARGS)
+
 study-pong: $(STUDY) ## Hours: Pong from pixels.
 	$(BIN)/python studies/atari.py pong $(ARGS)
+
+study-pong-pqn: $(STUDY) ## Hours: Pong from pixels, on-policy values (PQN).
+	$(BIN)/python studies/atari.py pong-pqn $(ARGS)
+
+study-pong-dqn: $(STUDY) ## Hours: Pong from pixels, values from a replay (DQN).
+	$(BIN)/python studies/atari.py pong-dqn $(ARGS)
 
 study-paac: $(STUDY) ## Hours: the paac preset on Breakout.
 	$(BIN)/python studies/atari.py paac $(ARGS)
@@ -57,9 +72,9 @@ $(CORE): pyproject.toml constraints.txt
 	@touch $@
 
 $(TEST): pyproject.toml constraints.txt
-	@tools/set_up.sh $(VENV) dev,mujoco,envpool,video
+	@tools/set_up.sh $(VENV) dev,mujoco,box2d,envpool,video
 	@touch $@ $(CORE)
 
 $(STUDY): pyproject.toml constraints.txt
-	@tools/set_up.sh $(VENV) studies,mujoco
+	@tools/set_up.sh $(VENV) studies,mujoco,box2d
 	@touch $@ $(CORE)

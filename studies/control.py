@@ -6,7 +6,7 @@ the same episodes.
 
 from __future__ import annotations
 
-from harness import Options, Record, Trial, evaluation, greenroom_trial, options, parser, run_trials
+from harness import Options, Record, Trial, greenroom_trial, options, parser, run_trials, sb3_trial
 from report import SCORE_HEADINGS, Panel, Scores, group, plot_curves, write_table
 
 TASKS: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
@@ -46,23 +46,11 @@ def trials_of(chosen: Options) -> list[Trial]:
                     settings=settings,
                 )
             )
-            trials.append(sb3_trial(chosen, task, env, algo, seed, total_steps))
+            run = chosen.run("sb3", env, algo, seed)
+            trials.append(
+                sb3_trial(chosen, task=task, env=env, algo=algo, seed=seed, run=run, total_steps=total_steps)
+            )
     return trials
-
-
-def sb3_trial(chosen: Options, task: str, env: str, algo: str, seed: int, total_steps: int) -> Trial:
-    run = chosen.run("sb3", env, algo, seed)
-    script = ("python", "studies/sb3_baselines.py")
-    steps = str(chosen.total_steps or total_steps)
-    asked = ("--algo", algo, "--seed", str(seed), "--total-steps", steps, "--run-dir", str(run))
-    return Trial(
-        task=task,
-        method="Stable-Baselines3",
-        seed=seed,
-        run=run,
-        train=(*script, "train", env, *asked),
-        evaluate=(*script, "evaluate", str(run), *evaluation(chosen)),
-    )
 
 
 def rows_of(records: list[Record]) -> list[list[str]]:

@@ -27,6 +27,9 @@ ROOT = Path(__file__).resolve().parents[1]
 CURVE_POINTS = 200
 """Points of a learning curve that go into the records."""
 
+SB3 = "Stable-Baselines3"
+"""What tables call it."""
+
 Record = dict[str, Any]
 """One trial's result, as JSON.
 
@@ -72,7 +75,7 @@ class Options:
     episodes: int
     jobs: int
     only: tuple[str, ...]
-    """Tasks to run; all if empty. The table shows whatever has records."""
+    """Which trials to run: see `chosen_of`. The table shows whatever has records."""
     total_steps: int | None
     """Agent steps for every task instead of its own budget."""
     train_args: tuple[str, ...]
@@ -95,7 +98,8 @@ def parser(description: str, *, seeds: Sequence[int], episodes: int) -> argparse
     made.add_argument("--seeds", type=int, nargs="+", default=list(seeds), help="one training run each")
     made.add_argument("--episodes", type=int, default=episodes, help="evaluation episodes of each run")
     made.add_argument("--jobs", type=int, default=1, help="runs side by side; they share the cores")
-    made.add_argument("--only", nargs="+", default=[], metavar="TASK", help="run just these tasks")
+    only = "run just the trials with these words in their task or method, as in: --only 'CartPole-v1 ppo' Acrobot-v1"
+    made.add_argument("--only", nargs="+", default=[], metavar="WORDS", help=only)
     made.add_argument("--total-steps", type=int, help="agent steps of every run, instead of each task's own budget")
     made.add_argument("--train-args", type=shlex.split, default=[], help="further options for greenroom train, quoted")
     made.add_argument("--dry-run", action="store_true", help="print the commands and stop")
@@ -152,9 +156,52 @@ def greenroom_trial(
     )
 
 
+def sb3_trial(
+    chosen: Options, *, task: str, env: str, algo: str, seed: int, run: Path, total_steps: int
+) -> Trial:
+    """A trial of Stable-Baselines3, by commands of the same shape: see `greenroom_trial`.
+
+    `algo` is its name in `sb3_settings.SETTINGS`, which has the settings.
+    """
+    script = ("python", "studies/sb3_baselines.py")
+    steps = str(chosen.total_steps or total_steps)
+    asked = ("--algo", algo, "--seed", str(seed), "--total-steps", steps, "--run-dir", str(run))
+    return Trial(
+        task=task,
+        method=SB3,
+        seed=seed,
+        run=run,
+        train=(*script, "train", env, *asked),
+        evaluate=(*script, "evaluate", str(run), *evaluation(chosen)),
+    )
+
+
 def evaluation(chosen: Options) -> tuple[str, ...]:
     """The options of every evaluation: the greedy policy, on episodes that are the same for all."""
     return "--episodes", str(chosen.episodes), "--seed", "1000", "--json"
+
+
+def chosen_of(trials: Sequence[Trial], only: Sequence[str]) -> list[Trial]:
+    """The trials that one of `only` fits: all its words are in the trial's task or method. Without any, all trials.
+
+    Raises:
+        SystemExit: one of them fits no trial.
+    """
+    fitting: dict[tuple[str, str, int], Trial] = {}
+    for choice in only:
+        wanted = set(choice.split())
+        found = {trial.key: trial for trial in trials if wanted <= {*trial.task.split(), *trial.method.split()}}
+        if not found:
+            known = sorted({word for trial in trials for word in (*trial.task.split(), *trial.method.split())})
+            raise SystemExit(f"--only {choice!r} fits no trial; the words are {', '.join(known)}")
+        fitting |= found
+    return [trial for trial in trials if not only or trial.key in fitting]
+
+
+def records_of(name: str) -> list[Record]:
+    """The records that study `name` has so far."""
+    path = ROOT / "docs" / "results" / name / "results.json"
+    return json.loads(path.read_text())["records"] if path.exists() else []
 
 
 def run_trials(
@@ -172,8 +219,8 @@ def run_trials(
             is named). The records so far are kept.
     """
     path = chosen.out / "results.json"
-    records = {_key(record): record for record in (json.loads(path.read_text())["records"] if path.exists() else [])}
-    wanted = [trial for trial in trials if not chosen.only or trial.task in chosen.only]
+    records = {_key(record): record for record in records_of(chosen.name)}
+    wanted = chosen_of(trials, chosen.only)
     for trial in wanted:
         if trial.key in records and records[trial.key]["commands"] != trial.commands:
             raise SystemExit(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from greenroom.envs.base import EpisodeTracker
 from greenroom.spec import ArraySpec, Discrete, EnvSpec
-from greenroom.types import Decision, Obs, Step
+from greenroom.types import Decision, Obs, State, Step
 
 
 class ScriptedEnvironment:
@@ -100,16 +100,22 @@ class CopyableEnvironment(ScriptedEnvironment):
 
 
 class TalkingPolicy:
-    """Action: 100 × number + 10 × episode + t, plus a draw from 0 … `spread`; extras: what it saw and what it drew."""
+    """Action: 100 × number + 10 × episode + t, plus a draw from 0 … `spread`; extras: what it saw, drew and remembers.
+
+    It remembers how many actions it has taken in the episode, counting from 5 so that a state of zeros is wrong.
+    """
 
     def __init__(self, spread: int = 0) -> None:
         self.spread = spread
 
-    def __call__(self, obs: Obs) -> Tensor:
-        assert isinstance(obs, Tensor)
-        return (obs @ torch.tensor([100.0, 10.0, 1.0])).long()
+    def initial_state(self, num_envs: int) -> State:
+        return {"count": torch.full((num_envs,), 5)}
 
-    def act(self, obs: Obs, generator: torch.Generator) -> Decision:
+    def act(self, obs: Obs, state: State, generator: torch.Generator | None) -> Decision:
         assert isinstance(obs, Tensor)
-        drawn = torch.randint(self.spread + 1, (len(obs),), generator=generator)
-        return Decision(action=self(obs) + drawn, extras={"seen": obs.clone(), "drawn": drawn})
+        greedy = (obs @ torch.tensor([100.0, 10.0, 1.0])).long()
+        drawn = torch.zeros(len(obs), dtype=torch.int64)
+        if generator is not None:
+            drawn = torch.randint(self.spread + 1, (len(obs),), generator=generator)
+        extras = {"seen": obs.clone(), "drawn": drawn, "count": state["count"].clone()}
+        return Decision(action=greedy + drawn, extras=extras, state={"count": state["count"] + 1})

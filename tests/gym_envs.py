@@ -226,17 +226,87 @@ class HasTorch(gymnasium.Env[Any, Any]):
 
 
 class Spaces(gymnasium.Env[Any, Any]):
-    """Has whatever spaces it is given."""
+    """Has whatever spaces, and whatever info at a reset, it is given; cannot be stepped."""
 
-    def __init__(self, obs: Any = None, action: Any = None) -> None:
+    def __init__(self, obs: Any = None, action: Any = None, info: dict[str, Any] | None = None) -> None:
         self.observation_space = spaces.Box(0.0, 1.0, (1,)) if obs is None else obs
         self.action_space = spaces.Discrete(2) if action is None else action
+        self.info = info or {}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return self.observation_space.sample(), self.info
 
 
-def stacked_cartpole() -> gymnasium.Env[Any, Any]:
-    """CartPole with a short time limit and the last three observations: wrappers with state of their own."""
+class Masked(gymnasium.Env[Any, Any]):
+    """Forbids action `(episode + t) % 4` of four, and everything in the last observation; refuses forbidden actions.
+
+    The mask is in the observation, of the given `space`, or without one in the info. At step `at` the environment
+    whose seed is `victim` gives the mask `wrong` instead, or none at all if that is None.
+    """
+
+    action_space = spaces.Discrete(4, start=2)
+
+    def __init__(self, space: Any = None, length: int = 3, at: int = -1, victim: int = -1, wrong: Any = None) -> None:
+        self.observation_space: Any = spaces.Box(0, 1000, (2,), np.float32)
+        if space is not None:
+            self.observation_space = spaces.Dict({"action_mask": space, "seen": self.observation_space})
+        self.in_info, self.length, self.at, self.victim, self.wrong = space is None, length, at, victim, wrong
+        self.episode, self.t, self.seed = -1, 0, -1
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.seed = self.seed if seed is None else seed
+        self.episode, self.t = 0 if seed is not None else self.episode + 1, 0
+        return self._shown()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), action
+        assert action - 2 != (self.episode + self.t) % 4, f"action {action} is forbidden"
+        self.t += 1
+        ended, even = self.t == self.length, self.episode % 2 == 0
+        obs, info = self._shown()
+        return obs, 1.0, ended and even, ended and not even, info
+
+    def _shown(self) -> tuple[Any, dict[str, Any]]:
+        seen = np.array([self.episode, self.t], np.float32)
+        mask: Any = np.full(4, self.t < self.length, np.int8)
+        mask[(self.episode + self.t) % 4] = 0
+        if self.seed == self.victim and self.t == self.at:
+            mask = self.wrong
+        if self.in_info:
+            return seen, {} if mask is None else {"action_mask": mask}
+        return {"seen": seen, "action_mask": mask}, {}
+
+
+class MaskedPair(gymnasium.Env[Any, Any]):
+    """Two choices, of 2 and of 3; their masks are a tuple, as Gymnasium's own spaces take them."""
+
+    observation_space = spaces.Dict({"level": spaces.Discrete(2)})
+    action_space = spaces.MultiDiscrete([2, 3])
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return {"level": 0}, self._info(0)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert action[0] == 1 and action[1] != 1, action
+        level = int(self.np_random.integers(2))
+        return {"level": level}, float(action.sum()), False, False, self._info(level)
+
+    def _info(self, level: int) -> dict[str, Any]:
+        return {"action_mask": (np.array([0, 1], np.int8), np.array([1, 0, 1], np.int8))}
+
+
+def stacked_cartpole(turned: bool = False, limit: int = 0) -> gymnasium.Env[Any, Any]:
+    """CartPole with a short time limit and the last three observations: wrappers with state of their own.
+
+    With `turned` another wrapper shows the newest first; with `limit` one that leaves it as it is comes last.
+    """
     env: Any = gymnasium.make("CartPole-v1", max_episode_steps=30, disable_env_checker=True)
-    return gymnasium.wrappers.FrameStackObservation(env, 3)
+    env = gymnasium.wrappers.FrameStackObservation(env, 3)
+    if turned:
+        env = gymnasium.wrappers.TransformObservation(env, np.flipud, env.observation_space)
+    return gymnasium.wrappers.TimeLimit(env, limit) if limit else env
 
 
 def broken_factory() -> gymnasium.Env[Any, Any]:

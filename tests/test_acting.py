@@ -14,7 +14,7 @@ from greenroom.acting import Collector
 from greenroom.envs.base import Environment
 from greenroom.envs.device import make_device
 from greenroom.errors import UserError
-from greenroom.types import Decision, Episodes, Obs, Rollout, Step
+from greenroom.types import Decision, Episodes, Obs, Rollout, State, Step
 
 
 def collector(groups: Sequence[Environment], *, rollout_length: int = 4, spread: int = 0, seed: int = 0) -> Collector:
@@ -70,6 +70,18 @@ def test_every_entry_of_a_rollout() -> None:
     assert values(second.final_obs) == [[0, 2, 2], [1, 1, 3], [0, 3, 2]]
     assert second.version == 5
     assert facts(second.episodes) == [(0, 3, 2, 3, 2), (1, 36, 3, 36, 3), (0, 3, 2, 3, 2)]
+
+
+def test_the_state_follows_the_episodes() -> None:
+    """Environment 0 has episodes of 2 steps, environment 1 of 3; every one starts with the initial state, 5."""
+    acting = collector([ScriptedEnvironment([0, 1], [2, 3])])
+    first = next(acting)
+    assert first.extras["count"].tolist() == [[5, 5], [6, 6], [5, 7], [6, 5]]
+    assert first.state["count"].tolist() == [5, 5]
+    assert first.final_state["count"].tolist() == [7, 8, 7]  # with final_obs: what the last action left
+    second = next(acting)
+    assert first.next_state["count"].tolist() == second.state["count"].tolist() == [5, 6]
+    assert second.extras["count"].tolist() == [[5, 6], [6, 7], [5, 5], [6, 6]]
 
 
 def test_a_rollout_without_ends() -> None:
@@ -154,7 +166,8 @@ def test_the_action_handed_over_is_the_action_stored() -> None:
     handed = [left + right for left, right in zip(groups[0].actions, groups[1].actions, strict=True)]
     assert rollout.action.tolist() == handed
     assert rollout.extras["drawn"].any()
-    assert torch.equal(rollout.action, TalkingPolicy()(rollout.extras["seen"]) + rollout.extras["drawn"])
+    greedy = (rollout.extras["seen"] @ torch.tensor([100.0, 10.0, 1.0])).long()
+    assert torch.equal(rollout.action, greedy + rollout.extras["drawn"])
 
 
 def test_seeds() -> None:
@@ -274,12 +287,12 @@ def dict_probe() -> Iterator[Environment]:
 
 
 class Zero:
-    def __call__(self, obs: Obs) -> Tensor:
-        assert isinstance(obs, dict)
-        return torch.zeros(len(obs["sign"]), dtype=torch.int64)
+    def initial_state(self, num_envs: int) -> State:
+        return {}
 
-    def act(self, obs: Obs, generator: torch.Generator) -> Decision:
-        return Decision(action=self(obs), extras={})
+    def act(self, obs: Obs, state: State, generator: torch.Generator | None) -> Decision:
+        assert isinstance(obs, dict)
+        return Decision(action=torch.zeros(len(obs["sign"]), dtype=torch.int64), extras={}, state=state)
 
 
 def test_dict_observations(dict_probe: Environment) -> None:

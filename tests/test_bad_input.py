@@ -167,8 +167,8 @@ def test_a_missing_cartridge_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path:
     [
         ("env: lost-sales\nnum_env: 3\n", "unknown key 'num_env'; did you mean 'num_envs'?"),
         ("env: lost-sales\nalgorithm: {kind: ppo, clp: 1}\n", "algorithm: unknown key 'clp'; did you mean 'clip'?"),
-        ("env: lost-sales\nalgorithm: {kind: pppo}\n", "algorithm: no kind 'pppo'; did you mean 'ppo'?"),
-        ("env: lost-sales\nalgorithm: {kind: [ppo]}\n", "algorithm: no kind"),
+        ("env: lost-sales\nalgorithm: {kind: pppo}\n", "algorithm: no algorithm 'pppo'; did you mean 'ppo'?"),
+        ("env: lost-sales\nalgorithm: {kind: [ppo]}\n", "algorithm: no algorithm"),
         ("env: lost-sales\nalgorithm: 3\n", "algorithm: expected a mapping with `kind`"),
         ("env: lost-sales\nnum_envs: many\n", "num_envs: expected int, found 'many'"),
         ("env: lost-sales\nnum_envs: true\n", "num_envs: expected int, found True"),

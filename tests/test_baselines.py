@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from greenroom import baselines
 from greenroom.baselines import BaselineReport, report
 from greenroom.envs.classical import Constant, Grid, Orders, OrderUpTo, Problem
 from greenroom.envs.lost_sales import LostSales
-from greenroom.types import Decision, Obs
+from greenroom.types import Decision, Obs, State
 
 KWARGS: dict[str, object] = {"lead_time": 2}
 
@@ -26,12 +25,13 @@ class Played:
     def __init__(self, orders: Orders) -> None:
         self.orders = orders
 
-    def __call__(self, obs: Obs) -> Tensor:
-        assert isinstance(obs, Tensor)
-        return self.orders((obs * 5).round())
+    def initial_state(self, num_envs: int) -> State:
+        return {}
 
-    def act(self, obs: Obs, generator: torch.Generator) -> Decision:
-        raise AssertionError("the table is about greedy actions")
+    def act(self, obs: Obs, state: State, generator: torch.Generator | None) -> Decision:
+        assert generator is None, "the table is about greedy actions"
+        assert isinstance(obs, Tensor)
+        return Decision(action=self.orders((obs * 5).round()), extras={}, state=state)
 
 
 @pytest.fixture(autouse=True)
@@ -127,13 +127,19 @@ def test_nothing_conventional_is_known(name: str, kwargs: dict[str, object]) -> 
     assert report(Played(Constant(4)), name, kwargs, seed=0, device="cpu") is None
 
 
-def test_a_module_keeps_its_training_mode() -> None:
-    class Network(torch.nn.Module):
-        act: Callable[[Obs, torch.Generator], Decision] = Played(Constant(4)).act
+class Alternating(torch.nn.Module):
+    """Orders 4 and 5 in turn: what it did last is all that it goes by."""
 
-        def forward(self, obs: Tensor) -> Tensor:
-            assert not self.training and not torch.is_grad_enabled()
-            return torch.full((len(obs),), 4)
+    def initial_state(self, num_envs: int) -> State:
+        return {"next": torch.full((num_envs,), 4)}
 
-    network = Network()
-    assert report(network, "lost-sales", KWARGS, seed=0, device="cpu") is not None and network.training
+    def act(self, obs: Obs, state: State, generator: torch.Generator | None) -> Decision:
+        assert not self.training and not torch.is_grad_enabled()
+        return Decision(action=state["next"], extras={}, state={"next": 9 - state["next"]})
+
+
+def test_a_memory_lasts_from_period_to_period_and_a_module_keeps_its_training_mode() -> None:
+    policy = Alternating()
+    made = report(policy, "lost-sales", KWARGS, seed=0, device="cpu")
+    assert made is not None and made.usual_share == 0.5
+    assert policy.training

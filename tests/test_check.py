@@ -15,7 +15,7 @@ from greenroom.envs import check_environment, make
 from greenroom.envs.base import Environment
 from greenroom.envs.inline import InlineEnvironment
 from greenroom.errors import EnvironmentFault
-from greenroom.spec import EnvSpec
+from greenroom.spec import MASK, ArraySpec, Bounded, Discrete, EnvSpec
 from greenroom.types import Obs, Step
 
 
@@ -38,7 +38,7 @@ def test_every_stage_keeps_the_contracts(
     native = stage == "native"  # Atari rewards are clipped by default
     environment = make(source, num_envs=4, stage=stage, say=lambda line: None)
     report = check_environment(environment, steps=40 if native else 150, own_reward=not native)
-    assert (report.random, report.snapshot) == (random, snapshot)
+    assert (report.random, report.snapshot, report.masked) == (random, snapshot, False)
     assert report.episodes >= min_episodes
 
 
@@ -113,6 +113,78 @@ def _array(step: Step) -> Tensor:
 def test_a_broken_contract_is_found(change: Callable[[Step], Step], words: str) -> None:
     environment = Altered(InlineEnvironment(gym_envs.Counter, num_envs=4), change)
     with pytest.raises(EnvironmentFault, match=f"Counter breaks the contract of Environment: .*{words}"):
+        check_environment(environment, steps=12)
+
+
+def _masked(change: Callable[[Tensor], Tensor], obs: str = "obs") -> Callable[[Step], Step]:
+    """Changes the mask within one of the two observations."""
+
+    def changed(step: Step) -> dict[str, Tensor]:
+        parts = getattr(step, obs)
+        return {**parts, MASK: change(parts[MASK])}
+
+    return _with(**{obs: changed})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_masked(lambda mask: mask / 2), "step 0: obs part 'action_mask' holds other numbers than 0 .* and 1"),
+        (
+            _masked(lambda mask: mask / 2 + 0.5, "final_obs"),
+            r"step 2: final_obs \(one row per end\) part 'action_mask' holds other numbers",
+        ),
+        (
+            _masked(lambda mask: mask * torch.tensor([[1.0], [0.0], [0.0], [1.0]])),
+            r"step 0: obs part 'action_mask' allows no action in environments \[1, 2\]",
+        ),
+        (_masked(lambda mask: mask[:, :3]), r"obs part 'action_mask' is torch.float32 \(4, 3\)"),
+        (_masked(lambda mask: mask > 0), "obs part 'action_mask' is torch.bool"),
+    ],
+)
+def test_a_broken_mask_is_found(change: Callable[[Step], Step], words: str) -> None:
+    environment = Altered(InlineEnvironment(gym_envs.Masked, num_envs=4), change)
+    with pytest.raises(EnvironmentFault, match=f"Masked breaks the contract of Environment: .*{words}"):
+        check_environment(environment, steps=12)
+
+
+class Respecified(Altered):
+    """Does what it did, and says something else about itself."""
+
+    def __init__(self, inner: Environment, **changes: Any) -> None:
+        super().__init__(inner, lambda step: step)
+        self._changes = changes
+
+    @property
+    def spec(self) -> EnvSpec:
+        return dataclasses.replace(super().spec, **self._changes)
+
+
+def test_a_stack_that_does_not_move_on_is_found() -> None:
+    stacked = InlineEnvironment(gym_envs.stacked_cartpole, num_envs=4)
+    assert isinstance(stacked.spec.obs, ArraySpec) and stacked.spec.obs.stack == 3
+    assert check_environment(stacked, steps=40).episodes > 4
+    turned = InlineEnvironment(gym_envs.stacked_cartpole, num_envs=4, kwargs={"turned": True})
+    assert isinstance(turned.spec.obs, ArraySpec) and turned.spec.obs.stack == 1
+    wrong = Respecified(turned, obs=dataclasses.replace(turned.spec.obs, stack=3))
+    with pytest.raises(EnvironmentFault, match="the 3 frames of obs did not move on by one"):
+        check_environment(wrong, steps=40)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"obs": {"obs": ArraySpec(shape=(2,)), MASK: ArraySpec(shape=(4,))}},
+            "the spec's part 'action_mask' is .*inf",
+        ),
+        ({"action": Discrete(n=5)}, r"for Discrete\(n=5\) it must be ArraySpec\(shape=\(5,\)"),
+        ({"action": Bounded(shape=(1,), low=(0.0,), high=(1.0,))}, "continuous actions cannot be masked"),
+    ],
+)
+def test_a_mask_that_does_not_go_with_the_actions_is_found(changes: dict[str, Any], words: str) -> None:
+    environment = Respecified(InlineEnvironment(gym_envs.Masked, num_envs=4), **changes)
+    with pytest.raises(EnvironmentFault, match=words):
         check_environment(environment, steps=12)
 
 

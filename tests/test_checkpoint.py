@@ -9,6 +9,7 @@ import os
 import pickle
 import random
 import re
+import resource
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -81,10 +82,13 @@ def assert_same(first: object, second: object) -> None:
         assert first == second
 
 
-@settings(max_examples=150, deadline=None)
+@pytest.mark.parametrize("large", [checkpoint.LARGE, 5], ids=["small tensors", "large tensors"])
+@settings(max_examples=100, deadline=None)
 @given(states())
-def test_any_nested_state_comes_back_exactly(state: dict[str, object]) -> None:
-    with TemporaryDirectory() as folder:
+def test_any_nested_state_comes_back_exactly(large: int, state: dict[str, object]) -> None:
+    """In one file, or with every tensor of five bytes and more in a file of its own, written five bytes at a time."""
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "LARGE", large)
         path = checkpoint.save(Path(folder), state, env_steps=7, updates=1)
         assert_same(checkpoint.load(path), state)
 
@@ -175,17 +179,30 @@ def test_what_cannot_be_kept_is_refused_with_its_place(tmp_path: Path, value: ob
 
 
 def small_checkpoint(root: Path, env_steps: int = 1, **options: bool | int) -> Path:
-    state: dict[str, object] = {"weight": torch.arange(6.0) + env_steps, "name": "x", "steps": env_steps}
+    weight, bias = torch.arange(6.0) + env_steps, torch.ones(2)
+    state: dict[str, object] = {"weight": weight, "bias": bias, "name": "x", "steps": env_steps}
     keep, is_best = int(options.get("keep", 3)), bool(options.get("is_best", False))
     return checkpoint.save(root, state, env_steps=env_steps, updates=1, keep=keep, is_best=is_best)
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "tensors.safetensors"])
+@pytest.fixture
+def weight_is_large() -> Iterator[None]:
+    """The weight of `small_checkpoint` gets a file of its own, the bias does not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "LARGE", 24)
+        yield
+
+
+FILES = ("manifest.json", "tensors.safetensors", "tensor_0.bin")
+
+
+@pytest.mark.usefixtures("weight_is_large")
+@pytest.mark.parametrize("name", FILES)
 def test_every_flipped_bit_is_noticed(tmp_path: Path, name: str) -> None:
     path = small_checkpoint(tmp_path)
     file = path / name
     whole = file.read_bytes()
-    bits = random.Random(0).sample(range(8 * len(whole)), 600)
+    bits = random.Random(0).sample(range(8 * len(whole)), min(600, 8 * len(whole)))
     for bit in bits:
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << (bit % 8)
@@ -196,7 +213,8 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path, name: str) -> None:
     checkpoint.load(path)
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "tensors.safetensors"])
+@pytest.mark.usefixtures("weight_is_large")
+@pytest.mark.parametrize("name", FILES)
 def test_every_truncation_is_noticed(tmp_path: Path, name: str) -> None:
     path = small_checkpoint(tmp_path)
     file = path / name
@@ -211,21 +229,90 @@ def test_every_truncation_is_noticed(tmp_path: Path, name: str) -> None:
         checkpoint.load(path)
 
 
-def test_tensors_of_another_checkpoint_are_noticed(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("weight_is_large")
+@pytest.mark.parametrize("name", FILES[1:])
+def test_tensors_of_another_checkpoint_are_noticed(tmp_path: Path, name: str) -> None:
     first, second = small_checkpoint(tmp_path, 1), small_checkpoint(tmp_path, 2)
-    shutil.copy(first / "tensors.safetensors", second / "tensors.safetensors")
-    with pytest.raises(UserError, match=r"the checksum of tensors\.safetensors is wrong"):
+    bytes_of_first = (first / name).read_bytes()
+    (second / name).write_bytes(bytes_of_first[:-1] + bytes([bytes_of_first[-1] ^ 1]))
+    with pytest.raises(UserError, match=f"the checksum of {re.escape(name)} is wrong"):
         checkpoint.load(second)
+
+
+@pytest.mark.usefixtures("weight_is_large")
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    path = small_checkpoint(tmp_path)
+    (path / "tensor_0.bin").unlink()
+    assert checkpoint.latest(tmp_path) is None
+    with pytest.raises(UserError, match=r"is damaged: tensor_0\.bin is missing; use another"):
+        checkpoint.load(path)
+
+
+def rewrite_manifest(path: Path, change: Callable[[dict[str, object]], dict[str, object]]) -> None:
+    text = json.dumps(change(json.loads((path / "manifest.json").read_bytes())["body"])).encode()
+    checksum = hashlib.sha256(text).hexdigest().encode()
+    (path / "manifest.json").write_bytes(b'{"sha256": "%s", "body":\n%s\n}\n' % (checksum, text))
 
 
 def test_another_format_is_named_as_such(tmp_path: Path) -> None:
     path = small_checkpoint(tmp_path)
-    body = json.loads((path / "manifest.json").read_bytes())["body"]
-    text = json.dumps(body | {"format": 2}).encode()
-    checksum = hashlib.sha256(text).hexdigest().encode()
-    (path / "manifest.json").write_bytes(b'{"sha256": "%s", "body":\n%s\n}\n' % (checksum, text))
-    with pytest.raises(UserError, match="has format 2, this greenroom reads format 1"):
+    rewrite_manifest(path, lambda body: body | {"format": 3})
+    with pytest.raises(UserError, match="has format 3, this greenroom reads formats up to 2"):
         checkpoint.load(path)
+
+
+def test_the_first_format_is_still_read(tmp_path: Path) -> None:
+    """It knew no large tensors, and was otherwise the same."""
+    path = small_checkpoint(tmp_path)
+    state = checkpoint.load(path)
+    rewrite_manifest(path, lambda body: {k: v for k, v in body.items() if k != "large"} | {"format": 1})
+    assert checkpoint.latest(tmp_path) == path
+    assert_same(checkpoint.load(path), state)
+
+
+def memory(field: str) -> int:
+    """One of this process's figures in /proc, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(f"{field}:")).split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to tell what memory was used")
+def test_a_large_tensor_is_never_copied(tmp_path: Path) -> None:
+    size = 8 * checkpoint.LARGE
+    large = torch.arange(size // 8)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = memory("VmRSS")
+    path = checkpoint.save(tmp_path, {"large": large, "small": torch.ones(3)}, env_steps=0, updates=0)
+    assert memory("VmHWM") < before + size / 2
+    before = memory("RssAnon")
+    found = checkpoint.load(path)["large"]
+    copy = large.zero_().copy_(found)
+    assert memory("RssAnon") < before + size / 2  # the file's own pages are not counted: they can be taken back
+    assert torch.equal(copy, torch.arange(size // 8))
+
+
+@pytest.mark.usefixtures("weight_is_large")
+def test_a_loaded_tensor_is_ones_own(tmp_path: Path) -> None:
+    """Writing to it leaves the file alone, and it outlives the file."""
+    path = small_checkpoint(tmp_path)
+    checkpoint.load(path)["weight"].zero_()
+    found = checkpoint.load(path)["weight"]
+    shutil.rmtree(path)
+    assert torch.equal(found, torch.arange(6.0) + 1)
+
+
+@pytest.mark.usefixtures("weight_is_large")
+def test_a_part_is_read_without_the_large_tensors_of_the_rest(tmp_path: Path) -> None:
+    weights = {"policy": {"w": torch.arange(10.0)}, "replay": {"frames": torch.arange(10.0, 20.0)}}
+    path = checkpoint.save(tmp_path, {"run": {"algorithm": weights}}, env_steps=0, updates=0)
+    (path / "tensor_1.bin").write_bytes(b"x" * 40)
+    with pytest.raises(UserError, match=r"checksum of tensor_1\.bin"):
+        checkpoint.load(path)
+    part = ("run", "algorithm", "policy")
+    assert_same(checkpoint.load(path, part=part), weights["policy"])
+    assert checkpoint.load_latest(tmp_path, print, part=part)[0] == path
+    with pytest.raises(UserError, match="has no run/other; it was written by another greenroom"):
+        checkpoint.load(path, part=("run", "other"))
 
 
 def test_what_is_not_a_checkpoint(tmp_path: Path) -> None:
@@ -349,6 +436,7 @@ def dying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[int]
     monkeypatch.undo()
 
 
+@pytest.mark.usefixtures("weight_is_large")
 def test_killed_at_any_moment_nothing_is_lost(
     tmp_path: Path, dying: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,7 +461,7 @@ def test_killed_at_any_moment_nothing_is_lost(
         assert best is not None and checkpoint.load(best)["name"] == "x"
         assert small_checkpoint(root, 30, keep=1, is_best=True) == checkpoint.best(root)
         assert names(root) == ["best.json", "step_000000000030"], fatal
-    assert moments >= 9  # folder, two files, folder, rename, root, pointer (three), old one: each was a moment to die
+    assert moments >= 10  # folder, three files, folder, rename, root, pointer (three), old one: each a moment to die
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace", "mkdir"])
@@ -404,6 +492,20 @@ def test_a_disk_that_fills_up_inside_the_tensor_file(tmp_path: Path, monkeypatch
     with pytest.raises(UserError, match="No space left on device"):
         small_checkpoint(tmp_path, 20)
     assert names(tmp_path) == []
+
+
+@pytest.mark.usefixtures("weight_is_large")
+def test_a_disk_that_fills_up_inside_a_large_tensor(tmp_path: Path) -> None:
+    first = small_checkpoint(tmp_path, 10)
+    state: dict[str, object] = {"large": torch.zeros(10_000)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot save checkpoint 20 .*: File too large \(it needs 0.0 MB, "):
+            checkpoint.save(tmp_path, state, env_steps=20, updates=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(tmp_path) == [first.name]
 
 
 def test_a_damaged_pointer_to_the_best_is_no_best(tmp_path: Path) -> None:

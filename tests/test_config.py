@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from greenroom.algorithms import ALGORITHMS
-from greenroom.algorithms.actor_critic import A2CConfig, Discounting, PPOConfig
+from greenroom.algorithms.actor_critic import A2CConfig, Discounting
+from greenroom.algorithms.ppo import PPOConfig
 from greenroom.cli import Train
 from greenroom.config import KINDS, NETWORKS, OPTIMIZERS, RunConfig, dump, load, to_dict
 from greenroom.errors import UserError
@@ -59,12 +60,18 @@ def test_what_is_written_is_complete_and_plain() -> None:
     assert data.keys() == {field.name for field in dataclasses.fields(RunConfig)}
     assert data["algorithm"]["kind"] == "ppo"
     assert data["algorithm"]["optimizer"]["kind"] == "adam"
-    assert data["policy"]["network"] == {"kind": "mlp", "hidden": [64, 64], "activation": "tanh"}
+    assert data["policy"]["network"] == {
+        "kind": "mlp",
+        "hidden": [64, 64],
+        "activation": "tanh",
+        "layer_norm": False,
+    }
 
 
 def test_missing_keys_take_their_defaults() -> None:
     found = load("env: x\nalgorithm: {kind: a2c, discounting: {gamma: 1}}\n", "config.yaml")
     assert found == RunConfig(env="x", algorithm=A2CConfig(discounting=Discounting(gamma=1.0, lam=1.0)))
+    assert isinstance(found.algorithm, A2CConfig)
     assert isinstance(found.algorithm.discounting.gamma, float)
 
 
@@ -101,8 +108,8 @@ def test_a_component_s_missing_keys_are_as_its_owner_has_them() -> None:
         ("env: x\nenv_kwargs: {1: 2}", "c.yaml: env_kwargs: expected a mapping with names as keys, found {1: 2}"),
         ("env: x\nalgorithm: ppo", "c.yaml: algorithm: expected a mapping with `kind`, one of a2c, ppo"),
         ("env: x\nalgorithm: {epochs: 2}", "c.yaml: algorithm: expected a mapping with `kind`, one of a2c, ppo"),
-        ("env: x\nalgorithm: {kind: pp}", "c.yaml: algorithm: no kind 'pp'; did you mean 'ppo'?"),
-        ("env: x\nalgorithm: {kind: mlp}", "c.yaml: algorithm: no kind 'mlp'; known: a2c, ppo"),
+        ("env: x\nalgorithm: {kind: pp}", "c.yaml: algorithm: no algorithm 'pp'; did you mean 'ppo'?"),
+        ("env: x\nalgorithm: {kind: mlp}", "c.yaml: algorithm: no algorithm 'mlp'; known: a2c, "),
         ("env: x\nalgorithm: {kind: ppo, epoch: 2}", "c.yaml: algorithm: unknown key 'epoch'; did you mean 'epochs'?"),
         ("env: x\nalgorithm: {kind: ppo, clip: big}", "c.yaml: algorithm: clip: expected float, found 'big'"),
         (
@@ -129,10 +136,8 @@ def test_mistakes_are_named(text: str, message: str) -> None:
         ({"keep": 0}, "keep must be at least 1, not 0"),
         ({"seed": -1}, "seed must not be negative, and is -1"),
         ({"collect": "double", "num_envs": 7}, "collect=double halves the actors: num_envs must be even, not 7"),
-        (
-            {"num_envs": 2, "rollout_length": 3, "algorithm": PPOConfig(minibatches=7)},
-            "minibatches (7) must not exceed the steps of a rollout, num_envs × rollout_length = 6",
-        ),
+        ({"lag": 3}, "lag=3 is for collect=overlap; sync always acts with the newest weights"),
+        ({"lag": 0, "collect": "overlap"}, "lag must be at least 1, not 0"),
     ],
 )
 def test_impossible_runs_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -166,9 +171,10 @@ def leaves(plain: dict[str, Any]) -> Iterator[str]:
 
 @pytest.mark.parametrize(("algo", "network", "optimizer"), [*itertools.product(ALGORITHMS, NETWORKS, OPTIMIZERS)])
 def test_every_option_has_one_name(algo: str, network: str, optimizer: str) -> None:
+    kind: Any = ALGORITHMS[algo]
     config = RunConfig(
         env="x",
-        algorithm=ALGORITHMS[algo](optimizer=OPTIMIZERS[optimizer]()),
+        algorithm=kind(optimizer=OPTIMIZERS[optimizer]()),
         policy=PolicyConfig(network=NETWORKS[network]()),
     )
     of_the_command = [field.name for field in dataclasses.fields(Train) if field.name not in ("env", "run")]

@@ -11,11 +11,12 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from fakes import ScriptedEnvironment
 from greenroom.envs.base import EpisodeTracker
 from greenroom.errors import EnvironmentFault, UserError
 from greenroom.evaluation import Evaluation, evaluate
 from greenroom.spec import ArraySpec, Discrete, EnvSpec
-from greenroom.types import Decision, Obs, Step
+from greenroom.types import Decision, Obs, State, Step
 
 ENDLESS = 10**9
 
@@ -87,25 +88,46 @@ class Watched(nn.Module):
         self.frozen = nn.Dropout().eval()
         self.seen: set[tuple[bool, bool]] = set()
 
-    def forward(self, obs: Obs) -> Tensor:
+    def initial_state(self, num_envs: int) -> State:
+        return {}
+
+    def act(self, obs: Obs, state: State, generator: torch.Generator | None) -> Decision:
         assert isinstance(obs, Tensor)
         self.seen.add((self.training or self.norm.training, torch.is_grad_enabled()))
-        return torch.full((len(self.norm(obs)),), 7)
-
-    def act(self, obs: Obs, generator: torch.Generator) -> Decision:
-        best = self(obs)
-        return Decision(action=torch.randint(1000, best.shape, generator=generator, device=best.device), extras={})
+        action = torch.full((len(self.norm(obs)),), 7, device=obs.device)
+        if generator is not None:
+            action = torch.randint(1000, action.shape, generator=generator, device=action.device)
+        return Decision(action=action, extras={}, state=state)
 
 
 class Rule:
     """A classical rule: no module, nothing to learn."""
 
-    def __call__(self, obs: Obs) -> Tensor:
-        assert isinstance(obs, Tensor)
-        return torch.zeros(len(obs), dtype=torch.int64)
+    def initial_state(self, num_envs: int) -> State:
+        return {}
 
-    def act(self, obs: Obs, generator: torch.Generator) -> Decision:
-        return Decision(action=self(obs), extras={})
+    def act(self, obs: Obs, state: State, generator: torch.Generator | None) -> Decision:
+        assert isinstance(obs, Tensor)
+        return Decision(action=torch.zeros(len(obs), dtype=torch.int64), extras={}, state=state)
+
+
+class Counting:
+    """Its action says how many it has taken in the episode, counting from 5."""
+
+    def initial_state(self, num_envs: int) -> State:
+        return {"count": torch.full((num_envs,), 5)}
+
+    def act(self, obs: Obs, state: State, generator: torch.Generator | None) -> Decision:
+        return Decision(action=state["count"], extras={}, state={"count": state["count"] + 1})
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_a_memory_starts_anew_with_each_episode(greedy: bool) -> None:
+    """Episodes of 2 and of 3 steps, which terminate, are truncated, and do both, in turn."""
+    environment = ScriptedEnvironment([0, 1], [2, 3])
+    evaluate(Counting(), environment, episodes=6, seed=0, greedy=greedy)
+    assert [row[0] for row in environment.actions] == [5, 6, 5, 6, 5, 6, 5, 6, 5]
+    assert [row[1] for row in environment.actions] == [5, 6, 7, 5, 6, 7, 5, 6, 7]
 
 
 def test_short_episodes_do_not_count_more_than_long_ones() -> None:

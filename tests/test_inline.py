@@ -84,6 +84,38 @@ def test_every_space_is_flattened_and_encoded() -> None:
     env.close()
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "stack"), [({}, 3), ({"limit": 9}, 3), ({"turned": True}, 1), ({"turned": True, "limit": 9}, 1)]
+)
+def test_a_stack_of_frames_is_known_if_nothing_changes_it_afterwards(kwargs: dict[str, Any], stack: int) -> None:
+    env = InlineEnvironment(gym_envs.stacked_cartpole, num_envs=2, kwargs=kwargs)
+    assert isinstance(env.spec.obs, ArraySpec)
+    assert (env.spec.obs.shape, env.spec.obs.stack) == ((3, 4), stack)
+    before, ends, shifted = torch.as_tensor(env.reset(1)).clone(), 0, True
+    for _ in range(60):
+        env.send(torch.tensor([0, 1]))
+        step = env.recv()
+        cut = step.terminated | step.truncated
+        reached = torch.as_tensor(step.obs).clone()
+        reached[cut] = torch.as_tensor(step.final_obs)
+        shifted &= torch.equal(reached[:, :-1], before[:, 1:])
+        before, ends = torch.as_tensor(step.obs).clone(), ends + int(cut.sum())
+    assert ends >= 8 and shifted == (stack > 1)
+
+
+def test_stacks_of_categories_and_dicts_are_known_too() -> None:
+    def stacked() -> gymnasium.Env[Any, Any]:
+        space = spaces.Dict({"level": spaces.Discrete(4), "bits": spaces.MultiBinary(2)})
+        return gymnasium.wrappers.FrameStackObservation(gym_envs.Spaces(obs=space), 3)
+
+    spec = InlineEnvironment(stacked, num_envs=1).spec
+    assert isinstance(spec.obs, dict)
+    assert {name: (part.shape, part.stack) for name, part in spec.obs.items()} == {
+        "level": ((12,), 3),
+        "bits": ((3, 2), 3),
+    }
+
+
 def test_box_actions_arrive_in_the_environments_own_shape_and_type() -> None:
     env = InlineEnvironment(gym_envs.Continuous, num_envs=1)
     assert env.spec.action == Bounded(shape=(2, 1), low=(-2.0, 0.0), high=(2.0, 5.0))
@@ -121,10 +153,11 @@ def test_seeds_are_given_once_and_differ_between_environments() -> None:
             return super().reset(seed=seed)
 
     env = InlineEnvironment(Listener, num_envs=2, kwargs={"length": 1})
+    assert seeds == [0, 0]  # to see whether infos bring masks
     env.reset(5)
     env.send(torch.tensor([0, 0]))
     env.recv()
-    assert seeds == [*env_seeds(5, 2), None, None]
+    assert seeds[2:] == [*env_seeds(5, 2), None, None]
     assert len(set(env_seeds(5, 100) + env_seeds(6, 100))) == 200
     assert all(0 <= seed < 2**31 for seed in env_seeds(5, 100))
 
@@ -193,7 +226,7 @@ def test_diverged_action_is_named_as_the_cause() -> None:
             None,
             "both called 'a.b'",
         ),
-        (spaces.Dict({}), None, "empty Dict or Tuple"),
+        (spaces.Dict({}), None, "the observation space shows nothing"),
         (None, spaces.Box(-np.inf, np.inf, (2,)), "needs finite bounds.*RescaleAction"),
         (None, spaces.Box(0, 5, (2,), np.int64), "cannot act in the action space"),
         (None, spaces.MultiBinary(3), "cannot act in the action space MultiBinary"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from greenroom.algorithms.actor_critic import explained_variance, standardise
 from greenroom.maths.distributions import Categorical
-from greenroom.maths.losses import clipped_surrogate, policy_gradient, squared_error
+from greenroom.maths.losses import clipped_squared_error, clipped_surrogate, policy_gradient, squared_error
 
 
 def test_literal_numbers() -> None:
@@ -47,6 +47,37 @@ def test_clipped_surrogate_starts_as_the_policy_gradient() -> None:
     torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize(
+    ("value", "target", "loss"),
+    [
+        (5.1, 7.0, 1.9**2),  # inside: as without the limit
+        (5.5, 7.0, 1.8**2),  # nearer to the target than the limit lets it count
+        (4.0, 7.0, 3.0**2),  # gone away: counts in full
+        (4.0, 3.0, 1.8**2),  # the same from above
+        (8.0, 5.2, 2.8**2),  # gone past the target
+        (5.3, 5.25, 0.05**2),  # the larger of the two
+    ],
+)
+def test_clipped_squared_error(value: float, target: float, loss: float) -> None:
+    """The acting value was 5, the limit is 0.2."""
+    found = clipped_squared_error(torch.tensor([value]), torch.tensor([5.0]), torch.tensor([target]), clip=0.2)
+    assert found.item() == pytest.approx(loss / 2, rel=1e-4)
+
+
+def test_clipped_squared_error_chooses_for_each_element() -> None:
+    """1.8² and 3²; their mean, halved. Choosing between the two means would give less."""
+    value, old, target = torch.tensor([5.5, 4.0]), torch.tensor([5.0, 5.0]), torch.tensor([7.0, 7.0])
+    assert clipped_squared_error(value, old, target, clip=0.2).item() == pytest.approx((1.8**2 + 3.0**2) / 4)
+    assert clipped_squared_error(value, old, target, clip=9.0).item() == squared_error(value, target).item()
+
+
+def test_a_value_that_has_moved_far_enough_gets_no_gradient() -> None:
+    value = torch.tensor([5.5, 4.0], requires_grad=True)
+    clipped_squared_error(value, torch.tensor([5.0, 5.0]), torch.tensor([7.0, 7.0]), clip=0.2).backward()
+    assert value.grad is not None
+    assert value.grad.tolist() == [0.0, -1.5]  # (V − R)/2
+
+
 def finite_differences(function: Callable[[Tensor], Tensor], at: Tensor, step: float = 1e-6) -> Tensor:
     gradient = torch.empty_like(at)
     for i in range(at.numel()):
@@ -76,8 +107,18 @@ def value_loss(value: Tensor) -> Tensor:
     return squared_error(value, draw(3))
 
 
+def clipped_value_loss(value: Tensor) -> Tensor:
+    return clipped_squared_error(value, draw(5), draw(6)[:5], clip=0.5)
+
+
 @pytest.mark.parametrize(
-    ("function", "at"), [(a2c_loss, draw(4, 3)), (ppo_loss, draw(4, 3)), (value_loss, draw(3) + 1)]
+    ("function", "at"),
+    [
+        (a2c_loss, draw(4, 3)),
+        (ppo_loss, draw(4, 3)),
+        (value_loss, draw(3) + 1),
+        (clipped_value_loss, draw(5) + draw(7)[:5]),
+    ],
 )
 def test_gradients(function: Callable[[Tensor], Tensor], at: Tensor) -> None:
     variable = at.clone().requires_grad_()
@@ -89,7 +130,8 @@ def test_gradients(function: Callable[[Tensor], Tensor], at: Tensor) -> None:
 def test_targets_and_advantages_get_no_gradient() -> None:
     value = torch.tensor([1.0, 2.0], requires_grad=True)
     log_prob = torch.tensor([-1.0, -1.0], requires_grad=True)
-    (policy_gradient(log_prob, 2 * value) + squared_error(log_prob, 3 * value)).backward()
+    actor, critic = policy_gradient(log_prob, 2 * value), squared_error(log_prob, 3 * value)
+    (actor + critic + clipped_squared_error(log_prob, torch.zeros(2), 3 * value, clip=0.1)).backward()
     assert value.grad is None
     assert log_prob.grad is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -126,13 +127,28 @@ def test_missing_extra_names_the_package(tmp_path: Path, monkeypatch: pytest.Mon
         "import gymnasium\n"
         "def env():\n"
         "    raise gymnasium.error.DependencyNotInstalled('run `pip install \"gymnasium[box2d]\"`')\n"
+        "def another():\n"
+        "    raise gymnasium.error.DependencyNotInstalled('run `pip install no-extra`')\n"
     )
     (tmp_path / "importing.py").write_text("import no_such_package_at_all\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(UserError, match=r"needs a package that is not installed: .*gymnasium\[box2d\]"):
+    with pytest.raises(UserError, match=r'needs the extra "box2d": pip install "greenroom\[box2d\]"'):
         make("lacking:env", num_envs=1)
+    with pytest.raises(UserError, match=r"needs a package that is not installed: run `pip install no-extra`"):
+        make("lacking:another", num_envs=1)
     with pytest.raises(UserError, match="importing 'importing' needs 'no_such_package_at_all', which is not installed"):
         make("importing:env", num_envs=1)
+
+
+@pytest.mark.parametrize(
+    ("env", "module", "extra"), [("LunarLander-v3", "Box2D", "box2d"), ("Ant-v5", "mujoco", "mujoco")]
+)
+def test_missing_simulator_names_its_extra(env: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    for name in [name for name in sys.modules if name.startswith(f"gymnasium.envs.{extra}")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UserError, match=rf'{env} needs the extra "{extra}": pip install "greenroom\[{extra}\]"'):
+        make(env, num_envs=1, stage="inline")
 
 
 def test_a_failing_factory_keeps_its_traceback() -> None:

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from greenroom.envs.ale import AleConfig, AleEnvironment, rom_of
 from greenroom.envs.base import Environment
-from greenroom.envs.check import check_environment
+from greenroom.envs.check import RandomActor, check_environment
 from greenroom.envs.native import make_native, native_for
 from greenroom.envs.tensors import env_seeds
 from greenroom.errors import UserError
-from greenroom.spec import Bounded, Discrete
-from greenroom.types import Step
+from greenroom.spec import ArraySpec, Bounded, Discrete
+from greenroom.types import Obs, Step
 
 
 def ale(game: str, num_envs: int = 2, num_threads: int = 1, **options: object) -> Environment:
@@ -167,6 +167,64 @@ def test_the_observation_is_the_emulators() -> None:
                 frame = frames[:, channel] if grayscale else frames[:, channel // 3, :, :, channel % 3]
                 assert np.array_equal(obs[:, channel].numpy(), frame)
         bare.close()
+
+
+def shifts(env: Environment, steps: int, *, fresh: bool) -> int:
+    """Check `ArraySpec.stack` on every array for `steps` random steps; how many episodes ended meanwhile.
+
+    With `fresh`, also that the first observation of a new episode is *not* the last one shifted.
+    """
+
+    def parts(obs: Obs) -> dict[str, Tensor]:
+        return obs if isinstance(obs, dict) else {"": obs}
+
+    specs = env.spec.obs if isinstance(env.spec.obs, dict) else {"": env.spec.obs}
+    act, obs, ends = RandomActor(env, 0), env.reset(3), 0
+    for _ in range(steps):
+        env.send(act(obs))
+        step = env.recv()
+        cut = step.terminated | step.truncated
+        for name, spec in specs.items():
+            assert isinstance(spec, ArraySpec) and spec.stack > 1
+            frame = spec.shape[0] // spec.stack
+            reached = parts(step.obs)[name].clone()
+            reached[cut] = parts(step.final_obs)[name]
+            assert torch.equal(reached[:, :-frame], parts(obs)[name][:, frame:])
+            if fresh:
+                assert not torch.equal(parts(step.obs)[name][cut, :-frame], reached[cut, frame:]) or not cut.any()
+        obs, ends = step.obs, ends + int(cut.sum())
+    return ends
+
+
+@pytest.mark.parametrize(
+    ("game", "options", "stack"),
+    [
+        ("Breakout", {}, 4),
+        ("Breakout", {"grayscale": False, "stack_num": 3, "maxpool": False}, 3),
+        ("Pong", {"max_num_frames_per_episode": 200, "repeat_action_probability": 0.25}, 4),
+    ],
+)
+def test_a_step_shifts_the_stack_by_one_picture(game: str, options: dict[str, object], stack: int) -> None:
+    with closing(make_native(f"ALE/{game}-v5", 2, 1, options)) as env:
+        assert isinstance(env.spec.obs, ArraySpec) and env.spec.obs.stack == stack
+        assert shifts(env, 300, fresh=True) >= 2
+
+
+def test_a_lost_life_does_not_interrupt_the_stack() -> None:
+    """What is acted on next is the last observation itself: the game goes on."""
+    with closing(ale("Breakout", life_loss="terminate")) as env:
+        assert shifts(env, 300, fresh=False) >= 8
+
+
+def test_envpools_stacks() -> None:
+    pytest.importorskip("envpool")
+    tasks: list[tuple[str, dict[str, object]]] = [
+        ("Breakout-v5", {"gray_scale": False, "img_height": 20, "img_width": 20, "episodic_life": True}),
+        ("CheetahRun-v1", {"frame_stack": 3, "max_episode_steps": 20}),
+    ]
+    for task, options in tasks:
+        with closing(make_native(f"envpool:{task}", 2, 1, options)) as env:
+            assert shifts(env, 80, fresh=False) >= 2
 
 
 def test_returns_are_scores_while_the_reward_is_clipped() -> None:

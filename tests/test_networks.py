@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from greenroom.errors import UserError
-from greenroom.networks import Encoder, Impala, Mlp, Nature, NetworkConfig, Nips, initialise
+from greenroom.memory import Memory, MemoryKind, Recurrent
+from greenroom.networks import Activation, Encoder, Impala, Initialisation, Mlp, Nature, NetworkConfig, Nips, initialise
 from greenroom.policy import ActorCritic, PolicyConfig
 from greenroom.spec import ArraySpec, Discrete, EnvSpec
 
@@ -24,7 +25,7 @@ def count(module: nn.Module) -> int:
 
 def atari_policy(network: NetworkConfig) -> ActorCritic:
     config = PolicyConfig(network=network, initialisation="fan_in")
-    return config.build(EnvSpec(name="atari", obs=ATARI, action=Discrete(n=6)), "float32")
+    return ActorCritic(config, EnvSpec(name="atari", obs=ATARI, action=Discrete(n=6)), "float32")
 
 
 @pytest.mark.parametrize(("network", "expected"), [(Nips(), 677_943), (Nature(), 1_687_719)])
@@ -108,33 +109,80 @@ def test_orthogonal(gain: float) -> None:
         assert not layer.bias.any()
 
 
-def test_every_part_of_a_policy_is_initialised() -> None:
-    """Orthogonal gains: √2 in the encoders, 0.01 for actions, 1 for the value."""
+@pytest.mark.parametrize("rule", ["orthogonal", "fan_in"])
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_recurrent_weights_are_orthogonal_by_either_rule(kind: MemoryKind, rule: Initialisation) -> None:
+    """Of gain 1 whatever gain the others get; biases are zero."""
     torch.manual_seed(0)
-    config = PolicyConfig(network=Mlp(hidden=(16,)), separate_value=True)
-    policy = config.build(EnvSpec(name="x", obs=VECTOR, action=Discrete(n=4)), "float32")
-    assert policy.value_encoder is not None
+    layer = Memory(memory=kind, memory_size=6).build(40)
+    assert isinstance(layer, Recurrent)
+    gates = 3 if kind == "gru" else 4
+    initialise(layer, rule, 5.0)
+    inputs, state = layer.cell.weight_ih.detach(), layer.cell.weight_hh.detach()
+    assert (inputs.shape, state.shape) == ((gates * 6, 40), (gates * 6, 6))
+    torch.testing.assert_close(inputs @ inputs.T, torch.eye(gates * 6), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(state.T @ state, torch.eye(6), rtol=1e-4, atol=1e-6)
+    assert not layer.cell.bias_ih.any() and not layer.cell.bias_hh.any()
+
+
+def test_memory() -> None:
+    assert Memory().build(40) is None
+    with pytest.raises(UserError, match="memory_size must be at least 1, not 0"):
+        Memory(memory="gru", memory_size=0)
+
+
+def test_every_part_of_a_policy_is_initialised() -> None:
+    """Orthogonal gains: √2 in the encoders, 1 in the memories, 0.01 for actions, 1 for the value."""
+    torch.manual_seed(0)
+    config = PolicyConfig(network=Mlp(hidden=(16,)), memory=Memory(memory="gru", memory_size=8), separate_value=True)
+    policy = ActorCritic(config, EnvSpec(name="x", obs=VECTOR, action=Discrete(n=4)), "float32")
+    assert policy.value_body is not None
 
     def norms(module: nn.Module) -> list[float]:
         """Largest singular value of each layer."""
         return [float(torch.linalg.matrix_norm(layer.weight.detach(), 2)) for layer in weighted(module)]
 
-    assert norms(policy.encoder) == pytest.approx([math.sqrt(2)])
-    assert norms(policy.value_encoder) == pytest.approx([math.sqrt(2)])
+    for body in (policy.body, policy.value_body):
+        assert norms(body) == pytest.approx([math.sqrt(2)])
+        assert body.memory is not None
+        state = body.memory.cell.weight_hh.detach()
+        torch.testing.assert_close(state.T @ state, torch.eye(8), rtol=1e-4, atol=1e-6)
     assert norms(policy.head) == pytest.approx([0.01])
     assert norms(policy.value_head) == pytest.approx([1.0])
 
 
-@pytest.mark.parametrize(("name", "function"), [("tanh", torch.tanh), ("relu", torch.relu)])
-def test_mlp_is_what_it_says(name: str, function: object) -> None:
-    assert callable(function)
-    module, features = Mlp(hidden=(6, 2), activation="tanh" if name == "tanh" else "relu").build(VECTOR)
+def normalised(x: Tensor, dim: int) -> Tensor:
+    """Zero mean and unit variance along one axis."""
+    return (x - x.mean(dim, keepdim=True)) / torch.sqrt(x.var(dim, correction=0, keepdim=True) + 1e-5)
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize(
+    ("name", "function"), [("tanh", torch.tanh), ("relu", torch.relu), ("silu", lambda x: x * torch.sigmoid(x))]
+)
+def test_mlp_is_what_it_says(name: Activation, function: Callable[[Tensor], Tensor], layer_norm: bool) -> None:
+    module, features = Mlp(hidden=(6, 2), activation=name, layer_norm=layer_norm).build(VECTOR)
     assert features == 2
     first, second = weighted(module)
     assert (first.weight.shape, second.weight.shape) == ((6, 15), (2, 6))
+
+    def after(layer: nn.Module, x: Tensor) -> Tensor:
+        out: Tensor = layer(x)
+        return function(normalised(out, 1) if layer_norm else out)
+
     x = torch.randn(4, 3, 5)
-    expected = function(second(function(first(x.flatten(1)))))
-    torch.testing.assert_close(module(x), expected)
+    torch.testing.assert_close(module(x), after(second, after(first, x.flatten(1))))
+
+
+@pytest.mark.parametrize("network", [Nips(layer_norm=True), Nature(layer_norm=True)])
+def test_a_picture_s_layers_are_normalised_over_each_pixel_s_channels(network: Nips | Nature) -> None:
+    module, _ = network.build(ATARI)
+    x = pictures = torch.rand(3, 4, 84, 84)
+    for layer in weighted(module):
+        x = torch.relu(normalised(layer(x if isinstance(layer, nn.Conv2d) else x.flatten(1)), 1))
+    torch.testing.assert_close(module(pictures), x, rtol=1e-4, atol=1e-5)
+    plain = type(network)().build(ATARI)[0]
+    assert count(module) == count(plain) + 2 * sum(len(layer.weight) for layer in weighted(plain))
 
 
 def test_dict_observations_encode_each_part_and_concatenate() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from greenroom.normalize import ObsNormalizer, RewardScaler, RunningMoments
-from greenroom.policy import PolicyConfig
+from greenroom.policy import ActorCritic, PolicyConfig
 from greenroom.spec import ArraySpec, Discrete, EnvSpec
 from greenroom.types import Obs
 
@@ -96,12 +96,12 @@ def test_statistics_ship_with_the_policy() -> None:
     """Another policy that loads the weights acts on the same numbers."""
     spec = EnvSpec(name="x", obs=ArraySpec(shape=(3,)), action=Discrete(n=5))
     config = PolicyConfig(normalize_obs=True)
-    one, other = config.build(spec, "float32"), config.build(spec, "float32")
+    one, other = ActorCritic(config, spec, "float32"), ActorCritic(config, spec, "float32")
     one.normalizer.update(100 + 50 * torch.randn(64, 3))
     obs = 100 + 50 * torch.randn(16, 3)
-    assert not torch.allclose(one.value(obs), other.value(obs))
+    assert not torch.allclose(one.value(obs, {}), other.value(obs, {}))
     other.load_state_dict(one.state_dict())
-    assert torch.equal(one.value(obs), other.value(obs))
+    assert torch.equal(one.value(obs, {}), other.value(obs, {}))
     names = [name for name in one.state_dict() if name.startswith("normalizer")]
     assert [name.rsplit(".", 1)[1] for name in names] == ["mean", "var", "count"]
 

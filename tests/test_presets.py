@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from greenroom.algorithms import ALGORITHMS
-from greenroom.algorithms.actor_critic import A2CConfig
+from greenroom.algorithms.actor_critic import A2CConfig, VTraceConfig
 from greenroom.config import RunConfig
 from greenroom.envs.ale import AleConfig
 from greenroom.errors import UserError
@@ -86,7 +86,8 @@ def test_the_paper() -> None:
 
 def test_paac_s_policy() -> None:
     """677 943 parameters at 6 actions, all within ±1/√fan_in; greater fan-in, smaller range."""
-    policy = preset("paac", PONG).policy.build(PONG_SPEC, "float32")
+    config = preset("paac", PONG)
+    policy = config.algorithm.policy(config.policy, PONG_SPEC, "float32")
     assert isinstance(policy, ActorCritic)
     assert sum(param.numel() for param in policy.parameters()) == 677_943
     assert float(policy.value_head.bias.detach().abs()) <= 1 / 16
@@ -119,6 +120,11 @@ def test_every_preset_is_complete(name: str) -> None:
 )
 def test_defaults_by_family(env: str, algo: str | None, expected: str) -> None:
     assert preset(None, env, algo=algo) == preset(expected, env)
+
+
+def test_an_algorithm_without_a_preset_gets_its_defaults_in_the_family_s_surroundings() -> None:
+    chosen = preset(None, PONG, algo="greenroom.algorithms.actor_critic:VTraceConfig")
+    assert chosen == dataclasses.replace(preset("paac", PONG), algorithm=VTraceConfig())
 
 
 @pytest.mark.parametrize(

@@ -8,31 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from algorithm_settings import GAMMA, PROBING, TRACED
 from greenroom.acting import Collector
-from greenroom.algorithms import ALGORITHMS, AlgorithmConfig
-from greenroom.algorithms.actor_critic import A2CConfig, Discounting, PPOConfig
+from greenroom.algorithms import ALGORITHMS
 from greenroom.envs.device import DeviceEnvironment
 from greenroom.envs.probes import PROBES, Probe
 from greenroom.networks import Mlp
-from greenroom.optim import Adam
 from greenroom.policy import ActorCritic, PolicyConfig
 from greenroom.types import Rollout
 
-GAMMA, NUM_ENVS, LENGTH = 0.6, 32, 4
-DISCOUNTING = Discounting(gamma=GAMMA, lam=0.9)
-SETTINGS: dict[str, tuple[AlgorithmConfig, int]] = {
-    "a2c": (
-        A2CConfig(discounting=DISCOUNTING, entropy_coef=0.0, optimizer=Adam(learning_rate=0.01)),
-        500,
-    ),
-    "ppo": (
-        PPOConfig(
-            discounting=DISCOUNTING, entropy_coef=0.0, epochs=4, minibatches=2, optimizer=Adam(learning_rate=0.01)
-        ),
-        100,
-    ),
-}
-"""Algorithm → its config and the number of rollouts."""
+NUM_ENVS, LENGTH = 32, 4
 
 TOLERANCE = 0.05
 """Of values between −1 and 2.5."""
@@ -41,18 +26,18 @@ CONTINUOUS_TOLERANCE = 0.1
 
 
 def test_every_algorithm_has_settings_here() -> None:
-    assert SETTINGS.keys() == ALGORITHMS.keys()
+    assert PROBING.keys() == TRACED.keys() == ALGORITHMS.keys()
 
 
 def train(algo: str, probe: Probe) -> ActorCritic:
-    """A policy that has learned the probe with `SETTINGS`."""
-    config, rollouts = SETTINGS[algo]
+    """A policy that has learned the probe with `PROBING`."""
+    config, rollouts = PROBING[algo]
     env = DeviceEnvironment(probe.model, NUM_ENVS)
     torch.manual_seed(0)
     policy_config = PolicyConfig(network=Mlp(hidden=(32,)), initial_log_std=-0.5)
-    policy = policy_config.build(env.spec, "float32")
+    policy = config.policy(policy_config, env.spec, "float32")
     total = rollouts * LENGTH * NUM_ENVS
-    algorithm = config.build(policy, num_envs=NUM_ENVS, total_steps=total, seed=0)
+    algorithm = config.build(policy, spec=env.spec, num_envs=NUM_ENVS, rollout_length=LENGTH, total_steps=total, seed=0)
     collector = Collector([env], policy, rollout_length=LENGTH, seed=0, device=torch.device("cpu"))
     for _ in range(rollouts):
         algorithm.learn(next(collector))
@@ -65,10 +50,10 @@ def test_probe(algo: str, name: str) -> None:
     probe = PROBES[name]
     policy = train(algo, probe)
     tolerance = CONTINUOUS_TOLERANCE if name == "probe-continuous" else TOLERANCE
-    torch.testing.assert_close(policy.value(probe.model.obs), probe.value(GAMMA), rtol=0, atol=tolerance)
+    torch.testing.assert_close(policy.value(probe.model.obs, {}), probe.value(GAMMA), rtol=0, atol=tolerance)
     if probe.best_action is not None:
         with torch.no_grad():
-            chosen = policy(probe.model.obs)
+            chosen, _ = policy(probe.model.obs, {})
         torch.testing.assert_close(chosen, probe.best_action, rtol=0, atol=CONTINUOUS_TOLERANCE)
 
 
@@ -87,8 +72,8 @@ def test_the_truncation_probe_finds_a_wrong_bootstrap(mistake: object, monkeypat
     monkeypatch.setattr(Rollout, "bootstrap", mistake)
     probe = PROBES["probe-truncation"]
     policy = train("ppo", probe)
-    assert policy(probe.model.obs).tolist() == [0, 1, 0]  # greedy for the reward at the crossing
-    assert float((policy.value(probe.model.obs) - probe.value(GAMMA)).abs().max()) > 10 * TOLERANCE
+    assert policy(probe.model.obs, {})[0].tolist() == [0, 1, 0]  # greedy for the reward at the crossing
+    assert float((policy.value(probe.model.obs, {}) - probe.value(GAMMA)).abs().max()) > 10 * TOLERANCE
 
 
 def test_the_termination_probe_finds_a_bootstrap_across_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,5 +87,5 @@ def test_the_termination_probe_finds_a_bootstrap_across_the_end(monkeypatch: pyt
     monkeypatch.setattr(Collector, "__next__", merged)
     probe = PROBES["probe-termination"]
     policy = train("ppo", probe)
-    assert policy(probe.model.obs).tolist() == [1, 1]  # the crossing leads to what looks rich
-    assert float((policy.value(probe.model.obs) - probe.value(GAMMA)).abs().max()) > 10 * TOLERANCE
+    assert policy(probe.model.obs, {})[0].tolist() == [1, 1]  # the crossing leads to what looks rich
+    assert float((policy.value(probe.model.obs, {}) - probe.value(GAMMA)).abs().max()) > 10 * TOLERANCE

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import greenroom
-from greenroom.algorithms.actor_critic import PPOConfig
+from greenroom.algorithms.ppo import PPOConfig
 from greenroom.networks import Mlp
 from greenroom.policy import PolicyConfig
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from greenroom.maths.returns import corrected_advantage, gae, n_step_advantage, vtrace
-from greenroom.types import Episodes, Obs, Rollout
+from greenroom.maths.returns import corrected_advantage, gae, n_step_advantage, vtrace, vtrace_advantage
+from greenroom.types import Episodes, Obs, Rollout, State
 
 T, B = 9, 40
 GAMMA = 0.9
@@ -108,6 +108,15 @@ def vtrace_by_definition(s: Segment, lam: float, rho_max: float, c_max: float, t
     return total
 
 
+def vtrace_advantage_by_definition(s: Segment, rho_max: float, t: int, b: int) -> Tensor:
+    """ρ_s (r_s + γ v_{s+1} − V(x_s)) (Espeholt et al. 2018, section 4.2); v is V where no error follows."""
+    following = s.next_value[t, b]
+    if t < T - 1 and not s.cut[t, b]:
+        following = s.value[t + 1, b] + vtrace_by_definition(s, 0.9, rho_max, 1.5, t + 1, b)
+    future = 0.0 if s.terminated[t, b] else GAMMA * following
+    return min(rho_max, float(s.ratio[t, b])) * (s.reward[t, b] + future - s.value[t, b])
+
+
 def everywhere(definition: object, *args: object) -> Tensor:
     assert callable(definition)
     return torch.stack([torch.stack([definition(*args, t, b) for b in range(B)]) for t in range(T)])
@@ -130,6 +139,26 @@ def test_vtrace(lam: float, rho_max: float, c_max: float) -> None:
     s = segment(8)
     found = vtrace(*s.common, s.ratio, lam=lam, rho_max=rho_max, c_max=c_max)
     torch.testing.assert_close(found, everywhere(vtrace_by_definition, s, lam, rho_max, c_max))
+
+
+@pytest.mark.parametrize("rho_max", [0.8, 1.0, 3.0])
+def test_vtrace_advantage(rho_max: float) -> None:
+    s = segment(15).consistent
+    target = s.value + vtrace(*s.common, s.ratio, lam=0.9, rho_max=rho_max, c_max=1.5)
+    found = vtrace_advantage(*s.common, s.ratio, target, rho_max)
+    torch.testing.assert_close(found, everywhere(vtrace_advantage_by_definition, s, rho_max))
+
+
+def test_vtrace_advantage_on_policy_is_the_n_step_advantage() -> None:
+    s = segment(16).consistent
+    ones = torch.ones_like(s.ratio)
+    expected = n_step_advantage(*s.common)
+    target = s.value + vtrace(*s.common, ones)
+    torch.testing.assert_close(vtrace_advantage(*s.common, ones, target), expected)
+    # … and only then: ratios and a λ below 1 both count.
+    below = s.value + vtrace(*s.common, ones, lam=0.5)
+    assert not torch.allclose(vtrace_advantage(*s.common, ones, below), expected)
+    assert not torch.allclose(vtrace_advantage(*s.common, s.ratio, target), expected)
 
 
 def test_the_loop_of_paac_masked_at_every_end() -> None:
@@ -213,8 +242,10 @@ def test_weights_may_be_numbers_or_tensors() -> None:
     )
 
 
-def rollout(terminated: Tensor, truncated: Tensor, final_obs: Obs) -> Rollout:
+def rollout(terminated: Tensor, truncated: Tensor, final_obs: Obs, final_state: State | None = None) -> Rollout:
     shape = terminated.shape
+    final_state = final_state or {}
+    state = {name: part.new_zeros(shape[1], *part.shape[1:]) for name, part in final_state.items()}
     none = torch.zeros(0, dtype=torch.int64)
     return Rollout(
         obs=torch.zeros(shape[0] + 1, shape[1], 1),
@@ -224,6 +255,9 @@ def rollout(terminated: Tensor, truncated: Tensor, final_obs: Obs) -> Rollout:
         truncated=truncated,
         final_obs=final_obs,
         extras={},
+        state=state,
+        next_state=state,
+        final_state=final_state,
         version=0,
         episodes=Episodes(index=none, returns=torch.zeros(0), lengths=none, signals={}),
     )
@@ -235,17 +269,19 @@ def test_bootstrap_takes_each_successor_s_true_value() -> None:
     truncated = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]]).bool()
     # In order of time, then environment: (0,1) (0,2) (0,3) (2,0) (2,1).
     final_obs = torch.tensor([[-101.0], [-102.0], [-103.0], [-120.0], [-121.0]])
+    final_state = {"hidden": 10 * final_obs, "count": torch.tensor([1, 2, 3, 20, 21])}
     value = torch.arange(16.0).reshape(4, 4)
-    asked: list[list[float]] = []
+    asked: list[tuple[object, ...]] = []
 
-    def value_of(obs: Obs) -> Tensor:
+    def value_of(obs: Obs, state: State) -> Tensor:
         assert isinstance(obs, Tensor)
-        asked.append(obs.flatten().tolist())
+        assert state.keys() == final_state.keys()
+        asked.append((obs.tolist(), state["hidden"].tolist(), state["count"].tolist()))
         return obs.squeeze(1)
 
-    found = rollout(terminated, truncated, final_obs).bootstrap(value, value_of)
+    found = rollout(terminated, truncated, final_obs, final_state).bootstrap(value, value_of)
     assert found.tolist() == [[4.0, 0.0, -102.0, 0.0], [8.0, 9.0, 10.0, 11.0], [0.0, -121.0, 14.0, 15.0]]
-    assert asked == [[-102.0, -121.0]]
+    assert asked == [([[-102.0], [-121.0]], [[-1020.0], [-1210.0]], [2, 21])]
     assert value.tolist() == torch.arange(16.0).reshape(4, 4).tolist()
 
 
@@ -253,8 +289,9 @@ def test_bootstrap_of_dict_observations() -> None:
     truncated = torch.tensor([[1, 0], [0, 1]]).bool()
     final_obs: Obs = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([10.0, 20.0])}
 
-    def value_of(obs: Obs) -> Tensor:
+    def value_of(obs: Obs, state: State) -> Tensor:
         assert isinstance(obs, dict)
+        assert state == {}
         return obs["a"] + obs["b"]
 
     found = rollout(torch.zeros(2, 2).bool(), truncated, final_obs).bootstrap(torch.zeros(3, 2), value_of)
@@ -262,7 +299,7 @@ def test_bootstrap_of_dict_observations() -> None:
 
 
 def test_bootstrap_asks_for_no_values_when_nothing_was_truncated() -> None:
-    def value_of(obs: Obs) -> Tensor:
+    def value_of(obs: Obs, state: State) -> Tensor:
         raise AssertionError
 
     terminated = torch.tensor([[1, 0]]).bool()

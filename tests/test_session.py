@@ -17,7 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from greenroom import checkpoint, session
 from greenroom.algorithms import AlgorithmConfig
-from greenroom.algorithms.actor_critic import A2CConfig, Discounting, PPOConfig
+from greenroom.algorithms.actor_critic import A2CConfig, Discounting
+from greenroom.algorithms.ppo import PPOConfig
 from greenroom.config import RunConfig, dump, load
 from greenroom.errors import EnvironmentFault, UserError
 from greenroom.evaluation import evaluate
@@ -29,9 +30,10 @@ from greenroom.training import Run, train
 from greenroom.types import Progress
 
 DISCOUNTING = Discounting(gamma=0.9, lam=0.8, scale_rewards=True)
+PPO = PPOConfig(discounting=DISCOUNTING, optimizer=Adam(learning_rate=0.01), epochs=2, minibatches=2)
 ALGORITHMS: dict[str, AlgorithmConfig] = {
     "a2c": A2CConfig(discounting=DISCOUNTING, optimizer=RMSprop(learning_rate=0.01)),
-    "ppo": PPOConfig(discounting=DISCOUNTING, optimizer=Adam(learning_rate=0.01), epochs=2, minibatches=2),
+    "ppo": PPO,
 }
 STAGES: dict[str, dict[str, Any]] = {
     "device": {"env": "lost-sales", "env_kwargs": {"horizon": 10}},
@@ -144,6 +146,7 @@ def test_the_run_folder_is_complete(tmp_path: Path) -> None:
     metrics = lines(folder.metrics)
     assert [record["env_steps"] for record in metrics] == list(range(32, 321, 32))
     assert [record["updates"] for record in metrics] == list(range(1, 11))
+    assert [record["lag"] for record in metrics] == [0] * 10
     seconds = [record["seconds"] for record in metrics]
     assert seconds == sorted(seconds) and seconds[0] > 0
     last = metrics[-1]
@@ -179,6 +182,9 @@ COMBINATIONS = [
     ],
     ("workers", "a2c", "sync"),
     ("workers", "ppo", "double"),
+    ("device", "a2c", "overlap"),
+    ("inline", "ppo", "overlap"),
+    ("workers", "ppo", "overlap"),
 ]
 
 
@@ -197,6 +203,11 @@ def test_ctrl_c_and_resume_change_no_bit(tmp_path: Path, after: Any, stage: str,
     for log in ("metrics", "evaluations"):
         logs = [without_clock(lines(getattr(outcome.folder, log))) for outcome in (continued, whole)]
         assert logs[0] == logs[1]
+
+
+def test_the_log_tells_how_far_acting_is_behind(tmp_path: Path) -> None:
+    outcome = launch(small(collect="overlap", lag=2), run_dir=tmp_path / "run", quiet=True)
+    assert [record["lag"] for record in lines(outcome.folder.metrics)] == [0, 1] + [2] * 8
 
 
 def test_a_run_may_move_between_inline_and_workers(tmp_path: Path, after: Any) -> None:
@@ -226,7 +237,7 @@ def test_a_power_cut_between_checkpoints_leaves_no_duplicate_and_no_gap(tmp_path
 def test_a_later_end_is_as_if_it_had_been_planned(tmp_path: Path) -> None:
     """Only where no schedule looks at the end of the run: an annealed learning rate would differ before it."""
     constant = Adam(learning_rate=0.01, schedule=Schedule(anneal=False))
-    config = small(algorithm=dataclasses.replace(ALGORITHMS["ppo"], optimizer=constant))
+    config = small(algorithm=dataclasses.replace(PPO, optimizer=constant))
     whole = launch(config, run_dir=tmp_path / "whole", quiet=True)
     short = launch(dataclasses.replace(config, total_steps=160), run_dir=tmp_path / "short", quiet=True)
     assert short.finished
@@ -322,7 +333,7 @@ def test_a_final_evaluation_that_fails_loses_no_training(tmp_path: Path, monkeyp
 
 def diverging(env: str) -> RunConfig:
     optimizer = Adam(learning_rate=1e30, schedule=Schedule(anneal=False))
-    algorithm = dataclasses.replace(ALGORITHMS["ppo"], optimizer=optimizer)
+    algorithm = dataclasses.replace(PPO, optimizer=optimizer)
     return small("inline", env=env, algorithm=algorithm, total_steps=3200, log_seconds=0.02, save_every=32)
 
 

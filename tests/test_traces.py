@@ -1,7 +1,7 @@
 """Reference traces: short trainings, stored, that a refactor has to reproduce.
 
-`python tests/test_traces.py` writes them anew. Do so only when a change is meant to change what is learned, and say why
-in the commit.
+`python tests/test_traces.py NAME…` writes them anew. Do so only when a change is meant to change what is
+learned, and say why in the commit.
 
 The comparison is not exact, since the CPU's vector width and torch's version decide the order of sums: on one machine,
 kernels for other instruction sets move these numbers by up to one part in a million. A changed formula moves them by
@@ -11,16 +11,16 @@ far more.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from greenroom.algorithms import ALGORITHMS, AlgorithmConfig
-from greenroom.algorithms.actor_critic import A2CConfig, Discounting, PPOConfig
+from algorithm_settings import TRACED
+from greenroom.algorithms import ALGORITHMS
 from greenroom.config import RunConfig
 from greenroom.networks import Mlp
-from greenroom.optim import RMSprop
 from greenroom.policy import PolicyConfig
 from greenroom.training import Run, train
 
@@ -32,13 +32,6 @@ RELATIVE, ABSOLUTE = 1e-5, 1e-5
 Trace = dict[str, dict[str, list[float]]]
 """`metrics`: name → one number an update; `parameters`: name → sum, sum of squares, first and last element."""
 
-SETTINGS: dict[str, AlgorithmConfig] = {
-    "a2c": A2CConfig(
-        discounting=Discounting(gamma=0.9, lam=0.95, scale_rewards=True), optimizer=RMSprop(learning_rate=0.003)
-    ),
-    "ppo": PPOConfig(discounting=Discounting(gamma=0.9, scale_rewards=True), epochs=2, minibatches=3),
-}
-
 
 def record(algo: str) -> Trace:
     """Train on lost sales with short episodes, so that time limits count."""
@@ -49,7 +42,7 @@ def record(algo: str) -> Trace:
         rollout_length=LENGTH,
         total_steps=UPDATES * NUM_ENVS * LENGTH,
         device="cpu",
-        algorithm=SETTINGS[algo],
+        algorithm=TRACED[algo],
         policy=PolicyConfig(network=Mlp(hidden=(16, 16)), normalize_obs=True, separate_value=True),
     )
     run = Run(config, say=lambda line: None)
@@ -82,5 +75,5 @@ def test_trace(algo: str) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     TRACES.mkdir(exist_ok=True)
-    for name in SETTINGS:
+    for name in sys.argv[1:] or TRACED:
         (TRACES / f"{name}.json").write_text(json.dumps(record(name), indent=1) + "\n")

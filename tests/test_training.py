@@ -12,16 +12,20 @@ import pytest
 import torch
 
 from greenroom import checkpoint
+from greenroom.acting import Collector
 from greenroom.algorithms import ALGORITHMS
-from greenroom.algorithms.actor_critic import A2CConfig, Discounting, PPOConfig
+from greenroom.algorithms.actor_critic import A2CConfig, Discounting, VTraceConfig
+from greenroom.algorithms.ppo import PPOConfig
 from greenroom.config import RunConfig
 from greenroom.errors import UserError
+from greenroom.memory import Memory
 from greenroom.networks import Mlp, Nips
 from greenroom.optim import Adam
 from greenroom.policy import PolicyConfig
 from greenroom.training import Run, choose_device, choose_layout, choose_precision, train
 
 A2C = A2CConfig(discounting=Discounting(gamma=0.9, scale_rewards=True), optimizer=Adam(learning_rate=3e-3))
+VTRACE = VTraceConfig(discounting=Discounting(gamma=0.9), optimizer=Adam(learning_rate=3e-3))
 PPO = PPOConfig(discounting=Discounting(gamma=0.9, scale_rewards=True), epochs=2, minibatches=3)
 BASE = RunConfig(
     env="lost-sales",
@@ -46,6 +50,24 @@ VARIANTS: dict[str, RunConfig] = {
     "CartPole inline double": dataclasses.replace(
         BASE, env="CartPole-v1", env_kwargs={}, stage="inline", collect="double", algorithm=A2C
     ),
+    "probe-memory lstm": dataclasses.replace(
+        BASE,
+        env="probe-memory",
+        env_kwargs={},
+        policy=dataclasses.replace(BASE.policy, memory=Memory(memory="lstm", memory_size=8), separate_value=True),
+    ),
+    "CartPole inline gru overlap": dataclasses.replace(
+        BASE,
+        env="CartPole-v1",
+        env_kwargs={},
+        stage="inline",
+        collect="overlap",
+        lag=2,
+        algorithm=VTRACE,
+        policy=dataclasses.replace(BASE.policy, memory=Memory(memory="gru", memory_size=8)),
+        rollout_length=20,
+        total_steps=6 * 20 * 10,
+    ),
     "CartPole workers": dataclasses.replace(
         BASE, env="CartPole-v1", env_kwargs={}, stage="workers", num_workers=2, algorithm=A2C
     ),
@@ -55,11 +77,13 @@ each_variant = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS
 
 @contextlib.contextmanager
 def running(config: RunConfig) -> Iterator[Run]:
+    threads = torch.get_num_threads()
     run = Run(config, say=lambda line: None)
     try:
         yield run
     finally:
         run.close()
+        torch.set_num_threads(threads)  # overlapping divides the processor's threads
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
@@ -102,7 +126,10 @@ def test_same_seed_same_bits_and_resuming_changes_nothing(config: RunConfig, tmp
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_another_seed_gives_another_run(algo: str) -> None:
-    config = dataclasses.replace(BASE, algorithm=ALGORITHMS[algo]())
+    # Enough steps for as many minibatches as any of them wants.
+    config = dataclasses.replace(BASE, algorithm=ALGORITHMS[algo](), rollout_length=8)
+    if algo in ("sac", "td3"):
+        config = dataclasses.replace(config, env="probe-continuous", env_kwargs={})
     assert not equal(trained(config), trained(dataclasses.replace(config, seed=1)))
 
 
@@ -116,13 +143,13 @@ def test_the_global_generator_is_left_alone() -> None:
 
 def test_weights_begin_where_the_seed_says() -> None:
     """The same weights for every collection mode and stage; others for another seed."""
-    modes = (BASE, dataclasses.replace(BASE, collect="double"), dataclasses.replace(BASE, seed=1))
+    double, overlap, other = ({"collect": "double"}, {"collect": "overlap"}, {"seed": 1})
     found = []
-    for config in modes:
-        with running(config) as run:
+    for changes in ({}, double, overlap, other):
+        with running(dataclasses.replace(BASE, **changes)) as run:
             found.append(weights(run))
-    assert equal(found[0], found[1])
-    assert not equal(found[0], found[2])
+    assert equal(found[0], found[1]) and equal(found[0], found[2])
+    assert not equal(found[0], found[3])
 
 
 def test_progress_keeps_the_clock() -> None:
@@ -154,13 +181,14 @@ def test_rollouts_carry_the_version_of_the_weights_that_acted() -> None:
             return learn(rollout)
 
         run.algorithm.learn = spy  # type: ignore[method-assign]
-        for _ in train(run):
-            pass
+        lags = [progress.lag for progress in train(run)]
     assert versions == list(range(10))
+    assert lags == [0] * 10
 
 
 def test_double_collection_acts_in_two_halves() -> None:
     with running(dataclasses.replace(BASE, collect="double")) as run:
+        assert isinstance(run.collector, Collector)
         assert [group.num_envs for group in run.collector.groups] == [3, 3]
         rollout = next(run.collector)
         assert rollout.reward.shape == (4, 6)
@@ -190,6 +218,7 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         ("amx_bf16", Nips(), "auto", "bfloat16"),
         (None, Nips(), "auto", "float32"),
         ("amx_bf16", Mlp(), "auto", "float32"),
+        ("amx_bf16", object(), "auto", "float32"),  # somebody's own network
         ("amx_bf16", Nips(), "float32", "float32"),
         (None, Nips(), "bfloat16", "bfloat16"),
     ],

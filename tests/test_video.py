@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from greenroom.errors import UserError
-from greenroom.types import Decision, Obs
+from greenroom.types import Decision, Obs, State
 from greenroom.video import AtariFilm, record
 
 
@@ -27,13 +27,23 @@ class Rule:
     def __init__(self, action: int, sampled: int = 0) -> None:
         self.action, self.sampled = action, sampled
 
-    def __call__(self, obs: Obs) -> Tensor:
-        assert isinstance(obs, Tensor)
-        return torch.full((len(obs),), self.action)
+    def initial_state(self, num_envs: int) -> State:
+        return {}
 
-    def act(self, obs: Obs, generator: torch.Generator) -> Decision:
+    def act(self, obs: Obs, state: State, generator: torch.Generator | None) -> Decision:
         assert isinstance(obs, Tensor)
-        return Decision(action=torch.full((len(obs),), self.sampled), extras={})
+        action = self.action if generator is None else self.sampled
+        return Decision(action=torch.full((len(obs),), action), extras={}, state=state)
+
+
+class Alternating:
+    """A policy that takes the actions 0 and 1 in turn: what it did last is all that it goes by."""
+
+    def initial_state(self, num_envs: int) -> State:
+        return {"next": torch.zeros(num_envs, dtype=torch.int64)}
+
+    def act(self, obs: Obs, state: State, generator: torch.Generator | None) -> Decision:
+        return Decision(action=state["next"], extras={}, state={"next": 1 - state["next"]})
 
 
 class Counter(gymnasium.Env[Any, Any]):
@@ -104,6 +114,11 @@ def test_a_film_shows_the_episode_and_no_more(tmp_path: Path, greedy: bool, max_
         assert film.info["duration"] == 100, "10 pictures a second"
 
 
+def test_a_memory_lasts_from_step_to_step(tmp_path: Path) -> None:
+    path = record(Alternating(), Counter, {"end": 9}, tmp_path / "film.gif", seed=0, max_steps=100)
+    assert [int(picture[0, 0, 0]) // 10 for picture in pictures(path)] == [0, 1, 3, 4, 6, 7, 9]
+
+
 def test_the_environments_own_arguments_count(tmp_path: Path) -> None:
     path = record(Rule(0), Counter, {"end": 2}, tmp_path / "film.gif", seed=0, max_steps=9)
     assert len(pictures(path)) == 3
@@ -123,12 +138,12 @@ def test_the_policy_gets_its_mode_back(tmp_path: Path) -> None:
             super().__init__()
             self.weight = torch.nn.Parameter(torch.zeros(1))
 
-        def forward(self, obs: Tensor) -> Tensor:
-            assert not self.training
-            return torch.zeros(len(obs), dtype=torch.int64)
+        def initial_state(self, num_envs: int) -> State:
+            return {}
 
-        def act(self, obs: Obs, generator: torch.Generator) -> Decision:
-            raise NotImplementedError
+        def act(self, obs: Obs, state: State, generator: torch.Generator | None) -> Decision:
+            assert not self.training and not torch.is_grad_enabled()
+            return Decision(action=torch.zeros(1, dtype=torch.int64), extras={}, state=state)
 
     policy = Zero()
     record(policy, Counter, {}, tmp_path / "film.gif", seed=0, max_steps=3)

@@ -2,7 +2,7 @@
 
 One loop serves two modes. With one group of environments it is plain synchronous collection. With several, a group's
 simulators work while the policy decides for the next one (double buffering); every action still comes from the same
-weights, so that the data are exactly on-policy.
+weights, so that the data are exactly on-policy. `overlap` runs this very loop beside the learner.
 """
 
 from __future__ import annotations
@@ -10,27 +10,125 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from greenroom.envs.base import Environment, Snapshotable
 from greenroom.errors import UserError
-from greenroom.policy import Policy
+from greenroom.policy import Actor
 from greenroom.seeding import derive, generator
-from greenroom.types import Decision, Episodes, Obs, Rollout, cat_obs, map_obs
+from greenroom.types import Decision, Episodes, Obs, Rollout, State, Step, cat_obs, map_obs, restart
+
+
+class Source(Protocol):
+    """Where the loop gets its rollouts from, whichever way they are collected."""
+
+    version: int
+    """Updates that the learner has done: set by the loop after each."""
+
+    @property
+    def time_split(self) -> dict[str, float]:
+        """Seconds spent so far in `env`, `act` and `wait`."""
+        ...
+
+    def __next__(self) -> Rollout:
+        """The next rollout; its memory is the source's."""
+        ...
+
+    @property
+    def can_snapshot(self) -> bool:
+        """Whether a resumed run continues the very same episodes."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where acting stands."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
+        ...
+
+    def close(self) -> None:
+        """Close all environments."""
+        ...
+
+
+class _Memory:
+    """Where one rollout is written: allocated once, used again and again."""
+
+    def __init__(self, length: int, num_envs: int, first: Obs, device: torch.device) -> None:
+        self.lead, self.device = (length, num_envs), device
+        self.obs = map_obs(lambda part: part.new_empty((length + 1, *part.shape)), first)
+        self.arrays: dict[str, Tensor] = {}
+        self.extras: dict[str, Tensor] = {}
+
+    def store_obs(self, t: int, columns: slice, obs: Obs) -> None:
+        if isinstance(obs, dict):
+            assert isinstance(self.obs, dict)
+            for name, part in obs.items():
+                self.obs[name][t, columns] = part
+        else:
+            assert isinstance(self.obs, Tensor)
+            self.obs[t, columns] = obs
+
+    def store_decision(self, t: int, columns: slice, decision: Decision) -> None:
+        if not self.arrays:
+            self._allocate(decision)
+        self.arrays["action"][t, columns] = decision.action
+        for name, part in decision.extras.items():
+            self.extras[name][t, columns] = part
+
+    def _allocate(self, decision: Decision) -> None:
+        self.arrays = {
+            "action": decision.action.new_empty((*self.lead, *decision.action.shape[1:])),
+            "reward": torch.empty(self.lead, device=self.device),
+            "terminated": torch.empty(self.lead, dtype=torch.bool, device=self.device),
+            "truncated": torch.empty(self.lead, dtype=torch.bool, device=self.device),
+        }
+        self.extras = {name: part.new_empty((*self.lead, *part.shape[1:])) for name, part in decision.extras.items()}
+
+    def store_step(self, t: int, columns: slice, step: Step) -> None:
+        self.store_obs(t + 1, columns, step.obs)
+        for name in ("reward", "terminated", "truncated"):
+            self.arrays[name][t, columns] = getattr(step, name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ended:
+    """What is kept of one group's step beside the memory's rows."""
+
+    obs: Obs
+    state: State
+    episodes: Episodes
+
+
+def _joined(parts: list[Episodes]) -> Episodes:
+    return Episodes(
+        index=torch.cat([part.index for part in parts]),
+        returns=torch.cat([part.returns for part in parts]),
+        lengths=torch.cat([part.lengths for part in parts]),
+        signals={name: torch.cat([part.signals[name] for part in parts]) for name in parts[0].signals},
+    )
 
 
 class Collector:
     """Endless iterator of rollouts `[T, B]`; owns where acting stands. B is the sum over the groups.
 
-    The memory of a rollout is used again for the next one.
+    A rollout's memory is used again: it is valid until `memories` more rollouts have been begun.
     """
 
     def __init__(
-        self, groups: Sequence[Environment], policy: Policy, *, rollout_length: int, seed: int, device: torch.device
+        self,
+        groups: Sequence[Environment],
+        policy: Actor,
+        *,
+        rollout_length: int,
+        seed: int,
+        device: torch.device,
+        memories: int = 1,
     ) -> None:
         self.groups, self.policy, self.length, self.device = tuple(groups), policy, rollout_length, device
         self.version = 0
@@ -42,11 +140,13 @@ class Collector:
         self.num_envs = bounds[-1]
         self._columns = [slice(low, high) for low, high in itertools.pairwise(bounds)]
         self._seed = seed
-        first = self._reset()
-        self._obs = map_obs(lambda part: part.new_empty((rollout_length + 1, *part.shape)), first)
-        self._write_obs(rollout_length, slice(None), first)
-        self._arrays: dict[str, Tensor] = {}
-        self._extras: dict[str, Tensor] = {}
+        self._initial = policy.initial_state(self.num_envs)
+        self._obs = self._reset()
+        self._state = self._initial
+        # With memories in turn, the learner can read one rollout while others are being written.
+        self._memories = itertools.cycle(
+            [_Memory(rollout_length, self.num_envs, self._obs, device) for _ in range(memories)]
+        )
 
     def _reset(self) -> Obs:
         """New episodes everywhere; those of a resumed run are not those that the run began with."""
@@ -55,88 +155,77 @@ class Collector:
         return cat_obs([map_obs(lambda part: part.to(self.device), obs) for obs in started])
 
     def __iter__(self) -> Collector:
+        """Itself: where acting stands is its own."""
         return self
 
     def __next__(self) -> Rollout:
         """Act for T steps in every environment."""
-        last = map_obs(lambda part: part[self.length], self._obs)
-        self._write_obs(0, slice(None), last)
+        memory = next(self._memories)
+        memory.store_obs(0, slice(None), self._obs)
+        state = self._state
+        self._state = {name: part.clone() for name, part in state.items()}
         numbers = range(len(self.groups))
-        ended: list[tuple[Obs, Episodes]] = []
+        ended: list[_Ended] = []
         for t in range(self.length):
             for number in numbers:
                 if t:
-                    ended.append(self._receive(number, t - 1))
-                self._decide(number, t)
-        ended += [self._receive(number, self.length - 1) for number in numbers]
+                    ended.append(self._receive(memory, number, t - 1))
+                self._decide(memory, number, t)
+        ended += [self._receive(memory, number, self.length - 1) for number in numbers]
+        self._obs = map_obs(lambda part: part[self.length], memory.obs)
         return Rollout(
-            obs=self._obs,
-            **self._arrays,
-            final_obs=cat_obs([final_obs for final_obs, _ in ended]),
-            extras=self._extras,
+            obs=memory.obs,
+            **memory.arrays,
+            final_obs=cat_obs([part.obs for part in ended]),
+            extras=memory.extras,
+            state=state,
+            next_state={name: part.clone() for name, part in self._state.items()},
+            final_state={name: torch.cat([part.state[name] for part in ended]) for name in state},
             version=self.version,
-            episodes=self._joined([episodes for _, episodes in ended]),
+            episodes=_joined([part.episodes for part in ended]),
         )
 
-    def _decide(self, number: int, t: int) -> None:
+    def _decide(self, memory: _Memory, number: int, t: int) -> None:
         start = time.perf_counter()
         columns, group = self._columns[number], self.groups[number]
-        decision = self.policy.act(map_obs(lambda part: part[t, columns], self._obs), self._generator)
-        self._store(t, columns, decision)
+        state = {name: part[columns] for name, part in self._state.items()}
+        decision = self.policy.act(map_obs(lambda part: part[t, columns], memory.obs), state, self._generator)
+        memory.store_decision(t, columns, decision)
+        for name, part in decision.state.items():
+            self._state[name][columns] = part
         action = decision.action.to(group.device)
         between = time.perf_counter()
         group.send(action)
         self.time_split["act"] += between - start
         self.time_split["env"] += time.perf_counter() - between
 
-    def _store(self, t: int, columns: slice, decision: Decision) -> None:
-        if not self._arrays:
-            self._allocate(decision)
-        self._arrays["action"][t, columns] = decision.action
-        for name, part in decision.extras.items():
-            self._extras[name][t, columns] = part
-
-    def _allocate(self, decision: Decision) -> None:
-        lead = (self.length, self.num_envs)
-        self._arrays = {
-            "action": decision.action.new_empty((*lead, *decision.action.shape[1:])),
-            "reward": torch.empty(lead, device=self.device),
-            "terminated": torch.empty(lead, dtype=torch.bool, device=self.device),
-            "truncated": torch.empty(lead, dtype=torch.bool, device=self.device),
-        }
-        self._extras = {name: part.new_empty((*lead, *part.shape[1:])) for name, part in decision.extras.items()}
-
-    def _receive(self, number: int, t: int) -> tuple[Obs, Episodes]:
+    def _receive(self, memory: _Memory, number: int, t: int) -> _Ended:
         """Take in one group's step t. What ended in it is returned in our own memory: the stage's is used again."""
         start = time.perf_counter()
         step = self.groups[number].recv()
         columns = self._columns[number]
-        self._write_obs(t + 1, columns, step.obs)
-        for name in ("reward", "terminated", "truncated"):
-            self._arrays[name][t, columns] = getattr(step, name)
+        memory.store_step(t, columns, step)
         # With one group nothing else could be done meanwhile: that is the environments' time. With more it is a wait.
         self.time_split["env" if len(self.groups) == 1 else "wait"] += time.perf_counter() - start
-        index = step.episodes.index + columns.start
-        final_obs = map_obs(lambda part: part.to(self.device, copy=True), step.final_obs)
-        return final_obs, replace(step.episodes, index=index)
-
-    def _write_obs(self, t: int, columns: slice, obs: Obs) -> None:
-        if isinstance(obs, dict):
-            assert isinstance(self._obs, dict)
-            for name, part in obs.items():
-                self._obs[name][t, columns] = part
-        else:
-            assert isinstance(self._obs, Tensor)
-            self._obs[t, columns] = obs
-
-    @staticmethod
-    def _joined(parts: list[Episodes]) -> Episodes:
-        return Episodes(
-            index=torch.cat([part.index for part in parts]),
-            returns=torch.cat([part.returns for part in parts]),
-            lengths=torch.cat([part.lengths for part in parts]),
-            signals={name: torch.cat([part.signals[name] for part in parts]) for name in parts[0].signals},
+        return _Ended(
+            obs=map_obs(lambda part: part.to(self.device, copy=True), step.final_obs),
+            state=self._restart(
+                columns, memory.arrays["terminated"][t, columns], memory.arrays["truncated"][t, columns]
+            ),
+            episodes=replace(step.episodes, index=step.episodes.index + columns.start),
         )
+
+    def _restart(self, columns: slice, terminated: Tensor, truncated: Tensor) -> State:
+        """Forget what ended episodes left in the policy's state; returns their last states."""
+        if not self._state:
+            return {}
+        cut = terminated | truncated
+        state = {name: part[columns] for name, part in self._state.items()}
+        last = {name: part[cut] for name, part in state.items()}
+        fresh = restart(state, {name: part[columns] for name, part in self._initial.items()}, cut)
+        for name, part in fresh.items():
+            self._state[name][columns] = part
+        return last
 
     @property
     def can_snapshot(self) -> bool:
@@ -147,7 +236,8 @@ class Collector:
         """Where acting stands: generator, last observation and, where they can be copied, the environments."""
         state: dict[str, Any] = {"generator": self._generator.get_state(), "version": self.version}
         if self.can_snapshot:
-            state["obs"] = map_obs(lambda part: part[self.length].clone(), self._obs)
+            state["obs"] = map_obs(torch.clone, self._obs)
+            state["state"] = {name: part.clone() for name, part in self._state.items()}
             state["environments"] = [group.state_dict() for group in self.groups if isinstance(group, Snapshotable)]
         return state
 
@@ -156,7 +246,7 @@ class Collector:
         self._generator.set_state(state["generator"])
         self.version = state["version"]
         if "environments" not in state:
-            self._write_obs(self.length, slice(None), self._reset())
+            self._obs, self._state = self._reset(), self._initial
             return
         if not self.can_snapshot or len(state["environments"]) != len(self.groups):
             raise UserError(
@@ -165,7 +255,8 @@ class Collector:
         for group, saved in zip(self.groups, state["environments"], strict=True):
             assert isinstance(group, Snapshotable)
             group.load_state_dict(saved)
-        self._write_obs(self.length, slice(None), state["obs"])
+        self._obs = map_obs(lambda part: part.to(self.device), state["obs"])
+        self._state = {name: part.to(self.device) for name, part in state["state"].items()}
 
     def close(self) -> None:
         """Close all environments."""

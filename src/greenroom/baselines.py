@@ -18,7 +18,7 @@ from greenroom.envs.classical import Rule, classical_rules
 from greenroom.envs.device import DeviceEnvironment
 from greenroom.envs.lost_sales import PARAMETERS, LostSales
 from greenroom.evaluation import evaluation_mode
-from greenroom.policy import Policy
+from greenroom.policy import Actor
 from greenroom.types import Obs
 
 _ACTORS, _PERIODS = 1024, 4000
@@ -135,7 +135,7 @@ class BaselineReport:
 
 
 def lost_sales(
-    policy: Policy, kwargs: Mapping[str, object], seed: int, device: torch.device | str
+    policy: Actor, kwargs: Mapping[str, object], seed: int, device: torch.device | str
 ) -> BaselineReport | None:
     """Lost sales: costs per period in the long run, from an empty shop and after a warm-up.
 
@@ -152,7 +152,7 @@ def lost_sales(
     reference = rules.pop("optimum", None) or min(rules.values(), key=lambda rule: rule.cost)
     seed = seeding.derive(seed, "baselines")
     with evaluation_mode(policy), torch.no_grad():
-        learned, counts = _play(model, seed, device, lambda obs, inventory: policy(obs))
+        learned, counts = _play(model, seed, device, _orders_of(policy))
     known, _ = _play(model, seed, device, lambda obs, inventory: reference.orders(inventory))
     difference = _estimate(learned - known)
     usual = int(counts.argmax())
@@ -173,6 +173,19 @@ def lost_sales(
         usual_share=float(counts[usual] / counts.sum()),
         periods=_ACTORS * _PERIODS,
     )
+
+
+def _orders_of(policy: Actor) -> Callable[[Obs, Tensor], Tensor]:
+    """The policy's greedy orders, one period after the other."""
+    state = policy.initial_state(_ACTORS)
+
+    def choose(obs: Obs, inventory: Tensor) -> Tensor:
+        nonlocal state
+        decision = policy.act(obs, state, None)
+        state = decision.state
+        return decision.action
+
+    return choose
 
 
 def _play(
@@ -202,7 +215,7 @@ def _estimate(samples: Tensor) -> Estimate:
     return Estimate(mean=float(samples.mean()), stderr=float(samples.std() / len(samples) ** 0.5))
 
 
-Baseline = Callable[[Policy, Mapping[str, object], int, torch.device | str], BaselineReport | None]
+Baseline = Callable[[Actor, Mapping[str, object], int, torch.device | str], BaselineReport | None]
 """Policy, environment arguments, seed and device to the table; None if there is no conventional answer for these."""
 
 BASELINES: dict[str, Baseline] = {"lost-sales": lost_sales}
@@ -210,7 +223,7 @@ BASELINES: dict[str, Baseline] = {"lost-sales": lost_sales}
 
 
 def report(
-    policy: Policy, env_name: str, kwargs: Mapping[str, object], *, seed: int, device: torch.device | str
+    policy: Actor, env_name: str, kwargs: Mapping[str, object], *, seed: int, device: torch.device | str
 ) -> BaselineReport | None:
     """Set the greedy policy beside the conventional answers to its problem.
 

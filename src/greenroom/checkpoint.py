@@ -1,9 +1,11 @@
 """Checkpoints: a run's whole state on disk, complete or absent, checked on the way back. No pickle in either direction.
 
-A checkpoint is a folder `step_000000123456/` (the number is `env_steps`) of two files:
+A checkpoint is a folder `step_000000123456/` (the number is `env_steps`) of these files:
 
-- `tensors.safetensors`: every tensor and NumPy array of the state.
-- `manifest.json`: everything else, with references into the tensor file, that file's size and SHA-256, the format's
+- `tensors.safetensors`: the tensors and NumPy arrays of the state.
+- `tensor_0.bin`, `tensor_1.bin`, …: the bytes of each large one. A replay may be most of the machine's memory, so these
+  are written piece by piece, and read back by mapping the file: no copy is ever made of them.
+- `manifest.json`: everything else, with references to the tensors, the other files' sizes and SHA-256, the format's
   version, and the SHA-256 of the manifest's own body.
 
 The folder is written under a temporary name, flushed to the disk, and renamed; older ones go only after that. A folder
@@ -14,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -22,27 +23,25 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from greenroom.encoding import State, decode, encode
 from greenroom.errors import UserError, nearest
 from greenroom.folder import sync, write_json
 
-State = dict[str, Any]
-"""Nested dicts (string or integer keys), lists and tuples of tensors, NumPy arrays and scalars, int, float, bool, None,
-str and bytes. Read back, a subclass of these (`OrderedDict`, `Parameter`) is the plain type, and every tensor is
-contiguous and on the CPU."""
+FORMAT = 2
+"""The version of the layout described above. Raise it when a reader of the old layout would go wrong. Version 1 had no
+files for large tensors; it is still read."""
 
-FORMAT = 1
-"""The version of the layout described above. Raise it when a reader of the old layout would go wrong."""
+LARGE = 16 * 2**20
+"""Bytes from which on a tensor gets a file of its own; also the size of the pieces in which it is written."""
 
 _TENSORS, _MANIFEST, _BEST = "tensors.safetensors", "manifest.json", "best.json"
 _NAME = re.compile(r"step_(\d{12,})(?:\.(\d+))?")
 _ENVELOPE = re.compile(rb'\{"sha256": "([0-9a-f]{64})", "body":\n(.*)\n\}\n', re.DOTALL)
-_NO_FORMAT = (torch.complex32, torch.complex128)  # safetensors has no name for them
 _UNFINISHED, _DISCARDED = ".saving-", ".deleting-"
 
 
@@ -56,7 +55,7 @@ def save(
 
     Args:
         root: the folder of all checkpoints of one run; made if missing.
-        state: see `State`.
+        state: see `encoding.State`.
         env_steps: agent steps so far, at least 0.
         updates: updates so far.
         keep: how many to keep beside the best, at least 1.
@@ -71,8 +70,7 @@ def save(
     """
     if env_steps < 0 or keep < 1:
         raise ValueError(f"env_steps must be at least 0 and keep at least 1, got {env_steps} and {keep}")
-    tensors: dict[str, Tensor] = {}
-    tree = _Encoder(tensors).encode(dict(state), ())
+    tree, tensors = encode(state)
     try:
         root.mkdir(parents=True, exist_ok=True)
         _sweep(root)
@@ -99,26 +97,34 @@ def save(
     return path
 
 
-def load(path: Path) -> State:
-    """Read a checkpoint and verify every byte of it.
+def load(path: Path, *, part: tuple[str, ...] = ()) -> State:
+    """Read a checkpoint and verify every byte of what is returned.
+
+    Large tensors are the file's own pages: memory is used as they are touched, writing to one leaves the file alone,
+    and deleting the checkpoint meanwhile does no harm.
+
+    Args:
+        path: the checkpoint's folder.
+        part: keys that lead from the whole state to the part wanted; the large tensors of the rest are not read.
 
     Raises:
-        UserError: it is not a checkpoint, is damaged, or has another format version.
+        UserError: it is not a checkpoint, is damaged, has another format version, or has no such part.
     """
     manifest = _manifest(path)
-    try:
-        content = (path / _TENSORS).read_bytes()
-    except FileNotFoundError:
-        raise _damaged(path, f"{_TENSORS} is missing") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path / _TENSORS}: {error.strerror}") from error
-    expected = manifest["tensors"]
-    assert isinstance(expected, dict)
-    if len(content) != expected["bytes"]:
-        raise _damaged(path, f"{_TENSORS} has {len(content)} bytes instead of {expected['bytes']}")
-    if hashlib.sha256(content).hexdigest() != expected["sha256"]:
-        raise _damaged(path, f"the checksum of {_TENSORS} is wrong")
-    state = _decode(manifest["state"], safetensors.torch.load(content))
+    _verify(path, _TENSORS, manifest["tensors"])
+    tensors = safetensors.torch.load((path / _TENSORS).read_bytes())
+
+    def tensor(name: str) -> Tensor:
+        if name not in tensors:
+            tensors[name] = _map(path, manifest["large"][name])
+        return tensors[name]
+
+    tree = manifest["state"]
+    for key in part:
+        if not isinstance(tree, dict) or key not in tree:
+            raise UserError(f"checkpoint {path} has no {'/'.join(part)}; it was written by another greenroom")
+        tree = tree[key]
+    state = decode(tree, tensor)
     assert isinstance(state, dict)
     return state
 
@@ -158,8 +164,8 @@ def find(root: Path, which: str) -> Path:
     return path
 
 
-def load_latest(root: Path, say: Callable[[str], None]) -> tuple[Path, State]:
-    """The newest checkpoint that can be read, and where it is. Each one that is passed over is reported to `say`.
+def load_latest(root: Path, say: Callable[[str], None], *, part: tuple[str, ...] = ()) -> tuple[Path, State]:
+    """The newest checkpoint of which `part` can be read (see `load`), and where it is; those passed over go to `say`.
 
     Raises:
         UserError: there is none.
@@ -167,7 +173,7 @@ def load_latest(root: Path, say: Callable[[str], None]) -> tuple[Path, State]:
     faults: list[UserError] = []
     for path in reversed(_all(root)):
         try:
-            state = load(path)
+            state = load(path, part=part)
         except UserError as error:
             faults.append(error)
             continue
@@ -211,22 +217,84 @@ def describe_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, object
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], content: dict[str, object]) -> None:
-    """Both files of a checkpoint, on the disk when this returns."""
-    safetensors.torch.save_file(tensors, folder / _TENSORS)
+    """All files of a checkpoint, on the disk when this returns."""
+    large = {name: tensor for name, tensor in tensors.items() if tensor.nbytes >= LARGE}
+    small = {name: tensor for name, tensor in tensors.items() if name not in large}
+    safetensors.torch.save_file(_apart(small), folder / _TENSORS)
     with (folder / _TENSORS).open("rb") as file:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
     size = (folder / _TENSORS).stat().st_size
     sync(folder / _TENSORS)
-    manifest = {"format": FORMAT, "tensors": {"bytes": size, "sha256": checksum}} | content
-    body = json.dumps(manifest, allow_nan=False).encode()
+    manifest = {
+        "format": FORMAT,
+        "tensors": {"bytes": size, "sha256": checksum},
+        "large": {
+            name: _write_large(folder / f"tensor_{number}.bin", tensor)
+            for number, (name, tensor) in enumerate(large.items())
+        },
+    }
+    body = json.dumps(manifest | content, allow_nan=False).encode()
     with (folder / _MANIFEST).open("wb") as file:
         file.write(b'{"sha256": "%s", "body":\n%s\n}\n' % (hashlib.sha256(body).hexdigest().encode(), body))
     sync(folder / _MANIFEST)
     sync(folder)
 
 
-def _manifest(path: Path) -> dict[str, object]:
-    """The manifest's body, verified."""
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as safetensors wants them: on the CPU, contiguous, and no two in the same memory."""
+    storages: set[int] = set()
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        plain = tensor.cpu().resolve_conj().resolve_neg().contiguous()
+        storage = plain.untyped_storage().data_ptr()
+        found[name] = plain.clone() if storage in storages else plain
+        storages.add(storage)
+    return found
+
+
+def _write_large(file: Path, tensor: Tensor) -> dict[str, object]:
+    """Write one tensor piece by piece (one that is not contiguous is copied first). Returns what reading it takes."""
+    flat = tensor.resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8)
+    checksum = hashlib.sha256()
+    with file.open("wb") as stream:
+        for piece in flat.split(LARGE):
+            data = piece.cpu().numpy().data
+            checksum.update(data)
+            stream.write(data)
+    sync(file)
+    return {
+        "file": file.name,
+        "bytes": flat.nbytes,
+        "sha256": checksum.hexdigest(),
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "shape": list(tensor.shape),
+    }
+
+
+def _map(path: Path, entry: dict[str, Any]) -> Tensor:
+    """A large tensor, verified. It is not read into memory: there may be no room for it beside its owner's copy."""
+    _verify(path, entry["file"], entry)
+    flat = torch.from_file(str(path / entry["file"]), shared=False, size=entry["bytes"], dtype=torch.uint8)
+    return flat.view(getattr(torch, entry["dtype"])).view(entry["shape"])
+
+
+def _verify(path: Path, name: str, expected: dict[str, Any]) -> None:
+    """Read one of a checkpoint's files, piece by piece, and compare its size and checksum."""
+    try:
+        with (path / name).open("rb") as file:
+            size, checksum = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise _damaged(path, f"{name} is missing") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path / name}: {error.strerror}") from error
+    if size != expected["bytes"]:
+        raise _damaged(path, f"{name} has {size} bytes instead of {expected['bytes']}")
+    if checksum != expected["sha256"]:
+        raise _damaged(path, f"the checksum of {name} is wrong")
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """The manifest's body, verified, in the form of the newest format."""
     try:
         content = (path / _MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -242,12 +310,12 @@ def _manifest(path: Path) -> dict[str, object]:
         raise _damaged(path, f"the checksum of {_MANIFEST} is wrong")
     body = json.loads(envelope[2])
     assert isinstance(body, dict)
-    if body["format"] != FORMAT:
+    if not 1 <= body["format"] <= FORMAT:
         raise UserError(
-            f"checkpoint {path} has format {body['format']}, this greenroom reads format {FORMAT}; "
+            f"checkpoint {path} has format {body['format']}, this greenroom reads formats up to {FORMAT}; "
             "use the greenroom version in the run's environment.json"
         )
-    return body
+    return {"large": {}} | body
 
 
 def _damaged(path: Path, how: str) -> UserError:
@@ -256,9 +324,10 @@ def _damaged(path: Path, how: str) -> UserError:
 
 def _is_complete(path: Path) -> bool:
     try:
-        expected = _manifest(path)["tensors"]
-        assert isinstance(expected, dict)
-        return bool((path / _TENSORS).stat().st_size == expected["bytes"])
+        manifest = _manifest(path)
+        sizes = {_TENSORS: manifest["tensors"]["bytes"]}
+        sizes |= {entry["file"]: entry["bytes"] for entry in manifest["large"].values()}
+        return all((path / name).stat().st_size == size for name, size in sizes.items())
     except (UserError, OSError):
         return False
 
@@ -306,103 +375,3 @@ def _free_space(root: Path) -> str:
         return f"{shutil.disk_usage(root).free / 1e6:.1f} MB are free"
     except OSError:
         return "the folder cannot be read"
-
-
-class _Encoder:
-    """Turns a state into JSON, putting its tensors aside. What JSON cannot say is an object with one key, `"$kind"`."""
-
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self._tensors = tensors
-        self._seen: dict[tuple[object, ...], str] = {}
-        self._storages: set[int] = set()
-
-    def encode(self, value: object, path: tuple[str, ...]) -> object:
-        """The JSON form of `value`, which is at `path` in the state."""
-        if isinstance(value, Tensor):
-            return {"$tensor": self._put(value, path)}
-        if isinstance(value, np.ndarray | np.generic):
-            return self._array(value, path)
-        if value is None or isinstance(value, bool | str):
-            return value
-        if isinstance(value, int):
-            # Decimal up to 64 bits, which every JSON reader takes; hexadecimal beyond.
-            return int(value) if -(2**63) <= value < 2**63 else {"$int": hex(value)}
-        if isinstance(value, float):
-            return float(value) if math.isfinite(value) else {"$float": str(float(value))}
-        if isinstance(value, bytes):
-            return {"$bytes": value.hex()}
-        if isinstance(value, list | tuple):
-            items = [self.encode(item, (*path, str(index))) for index, item in enumerate(value)]
-            return {"$tuple": items} if isinstance(value, tuple) else items
-        if isinstance(value, dict):
-            return self._dict(value, path)
-        raise TypeError(f"a checkpoint cannot hold a {type(value).__qualname__} (at {'/'.join(path)})")
-
-    def _dict(self, value: dict[object, object], path: tuple[str, ...]) -> object:
-        items: list[tuple[str | int, object]] = []
-        for key, item in value.items():
-            if isinstance(key, bool) or not isinstance(key, str | int):
-                raise TypeError(f"a checkpoint's dicts have string or integer keys, not {key!r} (at {'/'.join(path)})")
-            items.append((key, self.encode(item, (*path, str(key)))))
-        if all(isinstance(key, str) and not key.startswith("$") for key, _ in items):
-            return dict(items)
-        return {"$dict": [[key, item] for key, item in items]}
-
-    def _array(self, value: np.ndarray | np.generic, path: tuple[str, ...]) -> object:
-        """NumPy arrays travel as bytes, with their type beside them: torch does not know every NumPy type."""
-        array = np.asarray(value)
-        raw = torch.from_numpy(np.frombuffer(array.tobytes(), np.uint8).copy())
-        if array.dtype.hasobject or array.dtype.names:
-            raise TypeError(f"a checkpoint cannot hold a NumPy array of {array.dtype} (at {'/'.join(path)})")
-        kind = "$array" if isinstance(value, np.ndarray) else "$scalar"
-        return {kind: [self._put(raw, path), array.dtype.str, list(array.shape)]}
-
-    def _put(self, value: Tensor, path: tuple[str, ...]) -> str:
-        """Put a tensor aside and return its name. The same memory seen the same way twice is kept once."""
-        if value.layout is not torch.strided or value.is_quantized or value.is_meta or value.dtype in _NO_FORMAT:
-            form = f"{value.layout} tensor of {value.dtype} on {value.device}"
-            raise TypeError(f"a checkpoint cannot hold a {form} (at {'/'.join(path)})")
-        identity = (value.data_ptr(), value.dtype, value.device, value.shape, value.stride(), value.is_conj())
-        if value.numel() and identity in self._seen:
-            return self._seen[identity]
-        name = base = "/".join(path).encode("utf-8", "backslashreplace").decode() or "state"
-        attempt = 1
-        while name in self._tensors or name == "__metadata__":
-            attempt += 1
-            name = f"{base}#{attempt}"
-        plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
-        storage = plain.untyped_storage().data_ptr()
-        # safetensors refuses tensors that share memory; the first of several views may keep it.
-        self._tensors[name] = plain.clone() if storage in self._storages else plain
-        self._storages.add(storage)
-        self._seen[identity] = name
-        return name
-
-
-def _decode(value: object, tensors: dict[str, Tensor]) -> object:
-    """The inverse of `_Encoder.encode`."""
-    if isinstance(value, list):
-        return [_decode(item, tensors) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if len(value) != 1 or not (kind := next(iter(value))).startswith("$"):
-        return {key: _decode(item, tensors) for key, item in value.items()}
-    content = value[kind]
-    match kind:
-        case "$tensor":
-            return tensors[content]
-        case "$array" | "$scalar":
-            name, dtype, shape = content
-            array = np.ndarray(shape, dtype, buffer=tensors[name].numpy().tobytes()).copy()
-            return array if kind == "$array" else array[()]
-        case "$int":
-            return int(content, 16)
-        case "$float":
-            return float(content)
-        case "$bytes":
-            return bytes.fromhex(content)
-        case "$tuple":
-            return tuple(_decode(item, tensors) for item in content)
-        case "$dict":
-            return {key: _decode(item, tensors) for key, item in content}
-    raise UserError(f"a checkpoint holds the unknown kind {kind!r}; it was written by a newer greenroom")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
+import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -17,15 +19,14 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from greenroom.algorithms import ALGORITHMS
-from greenroom.algorithms.actor_critic import Discounting
-from greenroom.config import KINDS, NETWORKS, OPTIMIZERS, RunConfig, load_file, parse_yaml
+from greenroom.algorithms import ALGORITHMS, AlgorithmConfig
+from greenroom.config import KINDS, RunConfig, component, load_file, narrowed, parse_yaml, widened
 from greenroom.errors import UserError, nearest
-from greenroom.optim import Schedule
-from greenroom.policy import PolicyConfig
+from greenroom.networks import NetworkConfig
+from greenroom.optim import OptimizerConfig
 from greenroom.presets import PRESETS, preset
 
-_MARKERS = (tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands)
+_MARKERS = (tyro.conf.OmitArgPrefixes,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +38,14 @@ class Train:
 
     env: Positional[str]
     """A name of `greenroom list`, a Gymnasium id, or package.module:factory; by default --config's, or lost-sales."""
-    algo: Literal[tuple(ALGORITHMS)] | None = None  # type: ignore[valid-type]  # the table is the one place of names
-    """The algorithm; by default the preset's."""
-    preset: Literal[tuple(PRESETS)] | None = None  # type: ignore[valid-type]
+    algo: str | None = None
+    """The algorithm: a name of `greenroom list`, or your own package.module:Config; by default the preset's."""
+    preset: Literal[tuple(PRESETS)] | None = None  # type: ignore[valid-type]  # the table is the one place of names
     """Settings to start from; by default those of the environment's family."""
-    network: Literal[tuple(NETWORKS)] | None = None  # type: ignore[valid-type]
-    """The network; by default the preset's."""
-    optimizer: Literal[tuple(OPTIMIZERS)] | None = None  # type: ignore[valid-type]
-    """The optimiser; by default the preset's."""
+    network: str | None = None
+    """The network: mlp, nips, nature, impala, or your own package.module:Config; by default the preset's."""
+    optimizer: str | None = None
+    """The optimiser: adam, rmsprop, or your own package.module:Config; by default the preset's."""
     config: Path | None = None
     """A config.yaml to start from, instead of a preset."""
     run_dir: Path | None = None
@@ -126,6 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 for a user's mistake or a disk that refuses, 130 for Ctrl-C where there is nothing to save.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)  # as `python -m` does: a user's own module may lie in the current directory
     errors = Console(stderr=True)
     if not words or words[0] in ("-h", "--help"):
         _print_usage()
@@ -150,7 +153,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(words: list[str]) -> None:
     own, words = _environment_arguments(words)
-    options = tyro.cli(Train, args=words, default=_train_defaults(words, own), prog="greenroom train", config=_MARKERS)
+    defaults = narrowed(_train_defaults(words, own))
+    options = widened(tyro.cli(type(defaults), args=words, default=defaults, prog="greenroom train", config=_MARKERS))
     from greenroom.session import launch
 
     config = dataclasses.replace(options.run, env=options.env)
@@ -164,19 +168,35 @@ def _train_defaults(words: list[str], own: dict[str, Any]) -> Train:
     if own:
         config = dataclasses.replace(config, env_kwargs=config.env_kwargs | own)
     if chosen.network:
-        policy = dataclasses.replace(config.policy, network=NETWORKS[chosen.network]())
+        policy = dataclasses.replace(config.policy, network=component(NetworkConfig, chosen.network)())
         config = dataclasses.replace(config, policy=policy)
     if chosen.optimizer:
-        algorithm = dataclasses.replace(config.algorithm, optimizer=OPTIMIZERS[chosen.optimizer]())
-        config = dataclasses.replace(config, algorithm=algorithm)
+        optimizer = component(OptimizerConfig, chosen.optimizer)()
+        algorithm: Any = config.algorithm
+        config = dataclasses.replace(config, algorithm=dataclasses.replace(algorithm, optimizer=optimizer))
     return Train(env=config.env, run=config)
+
+
+_CHOICES = {"--algo": AlgorithmConfig, "--network": NetworkConfig, "--optimizer": OptimizerConfig}
+"""The options that choose a component, and so which other options there are."""
+
+
+def _components(words: list[str]) -> list[type]:
+    """Components of the user's own that the words name."""
+    found: list[type] = []
+    for word, following in itertools.pairwise([*words, ""]):
+        option, equals, value = word.partition("=")
+        name = value if equals else following
+        if option in _CHOICES and ":" in name:
+            found.append(component(_CHOICES[option], name))
+    return found
 
 
 def _first_reading(words: list[str]) -> tuple[argparse.Namespace, str | None]:
     """The options' values as words, and the environment: the word that is neither an option nor an option's value."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     choices: dict[str, list[str]] = {}
-    for kind in (Train, RunConfig, PolicyConfig, Discounting, Schedule, *KINDS.values()):
+    for kind in _with_parts(Train, *KINDS.values(), *_components(words)):
         for name, hint in typing.get_type_hints(kind).items():
             if name in choices or name == "env":
                 continue
@@ -195,6 +215,15 @@ def _first_reading(words: list[str]) -> tuple[argparse.Namespace, str | None]:
             if known and value is not None and value not in known:
                 raise UserError(f"{_option(name)}: {value!r} is not a valid value{nearest(value, known)}")
     return chosen, next((word for word in rest if not word.startswith("-")), None)
+
+
+def _with_parts(*kinds: Any) -> list[type]:
+    """The dataclasses, and those that their fields hold."""
+    found: list[type] = []
+    for kind in kinds:
+        parts = [hint for hint in typing.get_type_hints(kind).values() if dataclasses.is_dataclass(hint)]
+        found += [kind, *_with_parts(*parts)]
+    return found
 
 
 def _option(name: str) -> str:

@@ -1,15 +1,16 @@
 """A run's configuration: one frozen tree of dataclasses, saved as given, reloadable, every leaf an option.
 
 Where a field may be one of several components (algorithm, network, optimiser), the tables here name them; in YAML the
-name stands beside the component's own fields under the key `kind`.
+name stands beside the component's own fields under the key `kind`. A component of one's own is named by where it is:
+`package.module:Class`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import re
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,15 +20,21 @@ import tyro
 import yaml
 
 from greenroom.algorithms import ALGORITHMS, AlgorithmConfig
-from greenroom.algorithms.actor_critic import PPOConfig
+from greenroom.algorithms.ppo import PPOConfig
 from greenroom.errors import UserError, nearest
-from greenroom.networks import Impala, Mlp, Nature, Nips
-from greenroom.optim import Adam, RMSprop
+from greenroom.networks import Impala, Mlp, Nature, NetworkConfig, Nips
+from greenroom.optim import Adam, OptimizerConfig, RAdam, RMSprop
 from greenroom.policy import PolicyConfig
 
-NETWORKS = {"mlp": Mlp, "nips": Nips, "nature": Nature, "impala": Impala}
-OPTIMIZERS = {"adam": Adam, "rmsprop": RMSprop}
-KINDS: dict[str, type] = {**ALGORITHMS, **NETWORKS, **OPTIMIZERS}
+NETWORKS: dict[str, type[NetworkConfig]] = {"mlp": Mlp, "nips": Nips, "nature": Nature, "impala": Impala}
+OPTIMIZERS: dict[str, type[OptimizerConfig]] = {"adam": Adam, "radam": RAdam, "rmsprop": RMSprop}
+SEAMS: dict[Any, dict[str, type]] = {
+    AlgorithmConfig: dict(ALGORITHMS),
+    NetworkConfig: dict(NETWORKS),
+    OptimizerConfig: dict(OPTIMIZERS),
+}
+"""What may be exchanged: the protocol that a field is annotated with → names of those that greenroom brings."""
+KINDS: dict[str, type] = {name: kind for table in SEAMS.values() for name, kind in table.items()}
 
 Stage = Literal["auto", "native", "workers", "inline", "device"]
 Sink = Literal["tensorboard", "wandb", "mlflow"]
@@ -47,8 +54,10 @@ class RunConfig:
     """Worker processes of the `workers` stage, or threads of the `native` one; 0: as many as there are cores."""
     stage: Stage = "auto"
     """Where environments are stepped; `auto` measures and says what it picked."""
-    collect: Literal["sync", "double"] = "sync"
-    """`double`: two groups of environments take turns, one being stepped while the policy decides for the other."""
+    collect: Literal["sync", "double", "overlap"] = "sync"
+    """`double`: two groups of environments take turns; `overlap`: the next rollout is collected while learning."""
+    lag: int = 1
+    """With `overlap`: how many updates the acting weights are behind, and so how many rollouts wait for the learner."""
     rollout_length: int = 5
     """Steps per environment between updates (T)."""
     total_steps: int = 1_000_000
@@ -77,7 +86,7 @@ class RunConfig:
     """Where metrics go besides the terminal and `metrics.jsonl`."""
 
     def __post_init__(self) -> None:
-        for name in ("num_envs", "rollout_length", "total_steps", "eval_episodes", "keep"):
+        for name in ("num_envs", "rollout_length", "total_steps", "eval_episodes", "keep", "lag"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("num_workers", "threads", "eval_every", "save_every", "seed", "log_seconds"):
@@ -85,10 +94,9 @@ class RunConfig:
                 raise UserError(f"{name} must not be negative, and is {getattr(self, name)}")
         if self.collect == "double" and self.num_envs % 2:
             raise UserError(f"collect=double halves the actors: num_envs must be even, not {self.num_envs}")
-        if isinstance(self.algorithm, PPOConfig) and self.algorithm.minibatches > self.steps_per_update:
+        if self.lag != 1 and self.collect != "overlap":
             raise UserError(
-                f"minibatches ({self.algorithm.minibatches}) must not exceed the steps of a rollout, "
-                f"num_envs × rollout_length = {self.steps_per_update}"
+                f"lag={self.lag} is for collect=overlap; {self.collect} always acts with the newest weights"
             )
 
     @property
@@ -108,18 +116,71 @@ class RunConfig:
 
 
 def kind_of(component: object) -> str:
-    """The name under which a component's class stands in the tables."""
-    return next(name for name, kind in KINDS.items() if type(component) is kind)
+    """The name by which a config's component is found again: one of the tables', or `package.module:Class`."""
+    kind = type(component)
+    return next((name for name, known in KINDS.items() if known is kind), f"{kind.__module__}:{kind.__qualname__}")
 
 
-def to_dict(config: object) -> dict[str, Any]:
+def component(seam: Any, name: str) -> type:
+    """The config class that `name` stands for at a seam: one of its table's, or a user's `package.module:Class`.
+
+    Raises:
+        UserError: there is none such, or it is not a dataclass with what the seam asks for.
+    """
+    table = SEAMS[seam]
+    if name in table:
+        return table[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        label = seam.__name__.removesuffix("Config").lower()
+        raise UserError(f"no {label} {name!r}{nearest(name, table)}, or give your own: package.module:Class")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except ImportError as problem:
+        raise UserError(f"cannot import {name}: {problem}; is its folder the current one, or installed?") from problem
+    except AttributeError:
+        raise UserError(f"module {module} has no {attribute!r}") from None
+    wanted = [part for part, value in vars(seam).items() if callable(value) and not part.startswith("_")]
+    lacking = [part for part in wanted if not hasattr(found, part)]
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)) or lacking:
+        raise UserError(
+            f"{name} is not a dataclass with the method {' and the method '.join(wanted)}: a component's config says "
+            "how it is built; see docs/extend.md"
+        )
+    return found
+
+
+def narrowed(config: Any) -> Any:
+    """An equal config whose class names the chosen component in every exchangeable field: options can be made of it."""
+    kind, hints = type(config), typing.get_type_hints(type(config), include_extras=True)
+    values = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
+    values = {name: narrowed(part) if dataclasses.is_dataclass(part) else part for name, part in values.items()}
+    narrow = {name: type(part) if dataclasses.is_dataclass(part) else hints[name] for name, part in values.items()}
+    if narrow == {name: hints[name] for name in values}:
+        return config
+    made = dataclasses.make_dataclass(kind.__name__, narrow.items(), bases=(kind,), frozen=True, kw_only=True)
+    made.__module__, made.__doc__ = kind.__module__, kind.__doc__
+    made.widened = kind  # type: ignore[attr-defined]  # how `widened` finds back
+    return made(**values)
+
+
+def widened(config: Any) -> Any:
+    """The inverse of `narrowed`."""
+    kind = getattr(type(config), "widened", type(config))
+    values = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
+    return kind(**{name: widened(part) if dataclasses.is_dataclass(part) else part for name, part in values.items()})
+
+
+def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain values, complete: what `from_dict` takes."""
-    assert dataclasses.is_dataclass(config)
-    plain: dict[str, Any] = {"kind": kind_of(config)} if type(config) in KINDS.values() else {}
+    kind: Any = type(config)
+    types_of = _hints(kind)
+    plain: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
+        kind = {"kind": kind_of(value)} if types_of[item.name] in SEAMS else {}
         plain[item.name] = (
-            to_dict(value)
+            kind | to_dict(value)
             if dataclasses.is_dataclass(value)
             else list(value)
             if isinstance(value, tuple)
@@ -234,8 +295,8 @@ def _defaults(kind: Any) -> dict[str, Any]:
 
 def _value(kind: Any, value: Any, where: str, base: object = None) -> Any:
     origin = typing.get_origin(kind)
-    if origin in (typing.Union, types.UnionType):
-        return _one_of(typing.get_args(kind), value, where, base)
+    if kind in SEAMS:
+        return _one_of(kind, value, where, base)
     if dataclasses.is_dataclass(kind):
         return from_dict(kind, value, where, base)
     if origin is Literal:
@@ -259,13 +320,13 @@ def _value(kind: Any, value: Any, where: str, base: object = None) -> Any:
     return value
 
 
-def _one_of(kinds: tuple[Any, ...], value: Any, where: str, base: object) -> Any:
+def _one_of(seam: Any, value: Any, where: str, base: object) -> Any:
     """A component out of several: its `kind` says which."""
-    named = {name: kind for name, kind in KINDS.items() if kind in kinds}
     if not isinstance(value, dict) or "kind" not in value:
-        raise UserError(f"{where}: expected a mapping with `kind`, one of {', '.join(named)}")
-    kind = str(value["kind"])
-    if kind not in named:
-        raise UserError(f"{where}: no kind {kind!r}{nearest(kind, named)}")
-    chosen, data = named[kind], {key: part for key, part in value.items() if key != "kind"}
+        raise UserError(f"{where}: expected a mapping with `kind`, one of {', '.join(SEAMS[seam])}")
+    try:
+        chosen = component(seam, str(value["kind"]))
+    except UserError as problem:
+        raise UserError(f"{where}: {problem}") from None
+    data = {key: part for key, part in value.items() if key != "kind"}
     return from_dict(chosen, data, where, base if type(base) is chosen else None)

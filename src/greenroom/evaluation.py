@@ -18,8 +18,8 @@ from greenroom import seeding
 from greenroom.envs.base import Environment
 from greenroom.errors import EnvironmentFault, UserError
 from greenroom.maths import statistics
-from greenroom.policy import Policy
-from greenroom.types import Episodes, map_obs
+from greenroom.policy import Actor
+from greenroom.types import Episodes, map_obs, restart
 
 OnProgress = Callable[[int, int], None]
 """Called with the number of episodes finished and wanted, each time the first of them grows."""
@@ -81,7 +81,7 @@ class Evaluation:
 
 
 def evaluate(
-    policy: Policy,
+    policy: Actor,
     environment: Environment,
     *,
     episodes: int,
@@ -117,11 +117,13 @@ def evaluate(
     # Not inference_mode: tensors made in it would stay in the environment's state and break whoever uses it next.
     with evaluation_mode(policy), torch.no_grad():
         obs = environment.reset(seeding.derive(seed, "evaluation", "environments"))
+        state = initial = policy.initial_state(environment.num_envs)
         while not tally.complete:
             obs = map_obs(lambda part: part.to(device), obs)
-            action = policy(obs) if greedy else policy.act(obs, generator).action
-            environment.send(action.to(environment.device))
+            decision = policy.act(obs, state, None if greedy else generator)
+            environment.send(decision.action.to(environment.device))
             step = environment.recv()
+            state = restart(decision.state, initial, (step.terminated | step.truncated).to(device))
             before = tally.done
             tally.add(step.episodes)
             if on_progress is not None and tally.done > before:
@@ -202,7 +204,7 @@ def _summarise(tally: _Tally, generator: np.random.Generator) -> Evaluation:
     )
 
 
-def device_of(policy: Policy, otherwise: torch.device) -> torch.device:
+def device_of(policy: Actor, otherwise: torch.device) -> torch.device:
     """Where the policy's first parameter or buffer lives."""
     if isinstance(policy, nn.Module):
         for tensor in (*policy.parameters(), *policy.buffers()):
@@ -211,7 +213,7 @@ def device_of(policy: Policy, otherwise: torch.device) -> torch.device:
 
 
 @contextmanager
-def evaluation_mode(policy: Policy) -> Iterator[None]:
+def evaluation_mode(policy: Actor) -> Iterator[None]:
     """Switch to evaluation mode; afterwards give each submodule its own mode back (a frozen part may differ)."""
     modules = list(policy.modules()) if isinstance(policy, nn.Module) else []
     modes = [module.training for module in modules]

@@ -15,9 +15,12 @@ from greenroom.envs.choose import largest_divisor
 from greenroom.envs.device import DEVICE_ENVIRONMENTS
 from greenroom.evaluation import Evaluation, evaluate
 from greenroom.folder import RunFolder
-from greenroom.policy import ActorCritic
-from greenroom.training import Say, choose_device, choose_precision
+from greenroom.policy import Policy
+from greenroom.training import Say, choose_device, make_policy
 from greenroom.video import record
+
+_POLICY = ("run", "algorithm", "policy")
+"""Where a checkpoint holds the policy: a replay beside it may be gigabytes."""
 
 _LARGEST_EVALUATION = 64
 """Environments that an evaluation steps at once, unless they are tensors anyway."""
@@ -42,7 +45,7 @@ def _warn(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def load_policy(run_dir: str | Path, *, which: str = "latest", say: Say = _warn) -> tuple[RunConfig, ActorCritic]:
+def load_policy(run_dir: str | Path, *, which: str = "latest", say: Say = _warn) -> tuple[RunConfig, Policy]:
     """A run's configuration and its trained policy, on the device that the configuration asks for.
 
     Args:
@@ -56,15 +59,13 @@ def load_policy(run_dir: str | Path, *, which: str = "latest", say: Say = _warn)
     folder = RunFolder.open(Path(run_dir))
     config = load_file(folder.config)
     if which == "latest":
-        path, state = checkpoint.load_latest(folder.checkpoints, say)
+        path, saved = checkpoint.load_latest(folder.checkpoints, say, part=_POLICY)
     else:
         path = checkpoint.find(folder.checkpoints, which)
-        state = checkpoint.load(path)
-    saved = state["run"]["algorithm"]["policy"]
+        saved = checkpoint.load(path, part=_POLICY)
     environment = evaluation_environment(config, 1)
     try:
-        device = choose_device(config)
-        policy = config.policy.build(environment.spec, choose_precision(config, device, lambda line: None)).to(device)
+        policy = make_policy(config, environment.spec, choose_device(config), lambda line: None)
     finally:
         environment.close()
     checkpoint.describe_mismatch(policy.state_dict(), saved, path)

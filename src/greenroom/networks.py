@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,22 @@ Activation = Literal["tanh", "relu", "silu"]
 _ACTIVATIONS: dict[Activation, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
 
 
-def _mlp(sizes: Iterable[int], activation: type[nn.Module]) -> list[nn.Module]:
+def _mlp(sizes: Iterable[int], activation: type[nn.Module], *, layer_norm: bool) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for fan_in, fan_out in itertools.pairwise(sizes):
-        layers += [nn.Linear(fan_in, fan_out), activation()]
+        layers += [nn.Linear(fan_in, fan_out), *_norm(nn.LayerNorm(fan_out), layer_norm), activation()]
     return layers
+
+
+def _norm(layer: nn.Module, wanted: bool) -> list[nn.Module]:
+    return [layer] if wanted else []
+
+
+class _ChannelNorm(nn.LayerNorm):
+    """Layer normalisation of every pixel's channels, `[N, C, H, W]`, as in PQN's released code."""
+
+    def forward(self, input: Tensor) -> Tensor:  # the parameter is named as in torch
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +50,8 @@ class Mlp:
     """Widths of the hidden layers."""
     activation: Activation = "tanh"
     """Nonlinearity after each layer."""
+    layer_norm: bool = False
+    """Normalise each layer's outputs (Ba et al. 2016) before the nonlinearity, as PQN does."""
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
@@ -47,17 +60,21 @@ class Mlp:
     def build(self, spec: ArraySpec) -> tuple[nn.Module, int]:
         """The module `[N, *shape] → [N, features]`, and `features`."""
         sizes = (math.prod(spec.shape), *self.hidden)
-        return nn.Sequential(nn.Flatten(), *_mlp(sizes, _ACTIVATIONS[self.activation])), self.hidden[-1]
+        layers = _mlp(sizes, _ACTIVATIONS[self.activation], layer_norm=self.layer_norm)
+        return nn.Sequential(nn.Flatten(), *layers), self.hidden[-1]
 
 
-def _convolutions(layers: Iterable[tuple[int, int, int]], features: int, spec: ArraySpec) -> tuple[nn.Module, int]:
+def _convolutions(
+    layers: Iterable[tuple[int, int, int]], features: int, spec: ArraySpec, *, layer_norm: bool
+) -> tuple[nn.Module, int]:
     """VALID convolutions (filters, kernel, stride) with ReLU, then one fully connected layer of `features`."""
     modules, channels = _picture(spec)
     for filters, kernel, stride in layers:
-        modules += [nn.Conv2d(channels, filters, kernel, stride), nn.ReLU()]
+        modules += [nn.Conv2d(channels, filters, kernel, stride), *_norm(_ChannelNorm(filters), layer_norm), nn.ReLU()]
         channels = filters
     body = nn.Sequential(*modules, nn.Flatten())
-    return nn.Sequential(*body, nn.Linear(_output_size(body, spec), features), nn.ReLU()), features
+    last = _mlp([_output_size(body, spec), features], nn.ReLU, layer_norm=layer_norm)
+    return nn.Sequential(*body, *last), features
 
 
 class _ChannelsFirst(nn.Module):
@@ -86,18 +103,24 @@ def _output_size(body: nn.Module, spec: ArraySpec) -> int:
 class Nips:
     """PAAC's arch_nips: 16×8×8/4 → 32×4×4/2 → 256."""
 
+    layer_norm: bool = False
+    """Normalise each layer's outputs before the nonlinearity: every pixel's channels, as PQN does."""
+
     def build(self, spec: ArraySpec) -> tuple[nn.Module, int]:
         """The module `[N, C, H, W] → [N, 256]`, and 256."""
-        return _convolutions([(16, 8, 4), (32, 4, 2)], 256, spec)
+        return _convolutions([(16, 8, 4), (32, 4, 2)], 256, spec, layer_norm=self.layer_norm)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Nature:
     """PAAC's arch_nature: 32×8×8/4 → 64×4×4/2 → 64×3×3/1 → 512."""
 
+    layer_norm: bool = False
+    """Normalise each layer's outputs before the nonlinearity: every pixel's channels, as PQN does."""
+
     def build(self, spec: ArraySpec) -> tuple[nn.Module, int]:
         """The module `[N, C, H, W] → [N, 512]`, and 512."""
-        return _convolutions([(32, 8, 4), (64, 4, 2), (64, 3, 1)], 512, spec)
+        return _convolutions([(32, 8, 4), (64, 4, 2), (64, 3, 1)], 512, spec, layer_norm=self.layer_norm)
 
 
 class _Residual(nn.Module):
@@ -142,7 +165,16 @@ class Impala:
         return nn.Sequential(*body, nn.Linear(_output_size(body, spec), self.features), nn.ReLU()), self.features
 
 
-NetworkConfig = Mlp | Nips | Nature | Impala
+class NetworkConfig(Protocol):
+    """What a network's config offers: a frozen dataclass that builds the encoder of one array."""
+
+    def build(self, spec: ArraySpec) -> tuple[nn.Module, int]:
+        """The module from float `[N, *spec.shape]` to `[N, features]`, and `features`.
+
+        Raises:
+            UserError: arrays of this shape are not for this network.
+        """
+        ...
 
 
 def is_image(spec: ArraySpec) -> bool:
@@ -185,9 +217,13 @@ def initialise(module: nn.Module, rule: Initialisation, gain: float) -> None:
     """Set every weight of `module` in place.
 
     `orthogonal`: orthogonal weights of the given gain, zero biases. `fan_in`: weights *and* biases uniform within
-    ±1/√fan_in (PAAC's released code; the gain is not used there).
+    ±1/√fan_in (PAAC's released code; the gain is not used there). Recurrent layers always get orthogonal weights of
+    gain 1 and zero biases.
     """
     for layer in module.modules():
+        if isinstance(layer, nn.RNNCellBase):
+            for name, part in layer.named_parameters():
+                nn.init.zeros_(part) if name.startswith("bias") else nn.init.orthogonal_(part)
         if not isinstance(layer, nn.Linear | nn.Conv2d):
             continue
         assert layer.bias is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -84,6 +84,27 @@ class Adam:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RAdam:
+    """Rectified Adam (Liu et al. 2020), as torch implements it: PQN's optimiser."""
+
+    learning_rate: float = 2.5e-4
+    """Size of the updates; per actor unless `scaling` is `constant`."""
+    schedule: Schedule = Schedule()
+    """How the learning rate depends on the number of actors and on time."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    max_grad_norm: float = 10.0
+    """Gradients are scaled down to this global norm."""
+
+    def __post_init__(self) -> None:
+        _check_positive(learning_rate=self.learning_rate, eps=self.eps, max_grad_norm=self.max_grad_norm)
+
+    def build(self, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser over `params`."""
+        return torch.optim.RAdam(params, lr=self.learning_rate, eps=self.eps, foreach=True)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RMSprop:
     """TensorFlow 1's RMSProp, which PAAC's figures were made with (see `RMSpropTF`)."""
 
@@ -114,7 +135,27 @@ def _check_positive(**values: float) -> None:
             raise UserError(f"{name} must be greater than 0, not {value}")
 
 
-OptimizerConfig = Adam | RMSprop
+class OptimizerConfig(Protocol):
+    """What an optimiser's config offers."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Size of the updates."""
+        ...
+
+    @property
+    def schedule(self) -> Schedule:
+        """How the learning rate depends on the number of actors and on time."""
+        ...
+
+    @property
+    def max_grad_norm(self) -> float:
+        """Gradients are scaled down to this global norm."""
+        ...
+
+    def build(self, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser over `params`."""
+        ...
 
 
 class Updater:

@@ -3,29 +3,158 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from greenroom.errors import UserError
 from greenroom.maths.distributions import Categorical, Distribution, Gaussian, MultiCategorical
+from greenroom.memory import Memory
 from greenroom.networks import Encoder, Initialisation, Mlp, NetworkConfig, initialise
 from greenroom.normalize import ObsNormalizer
-from greenroom.spec import ActionSpec, Bounded, Discrete, EnvSpec
-from greenroom.types import Decision, Obs
+from greenroom.spec import MASK, ActionSpec, Bounded, Discrete, EnvSpec, ObsSpec
+from greenroom.types import Decision, Obs, State, map_obs
 
 
-class Policy(Protocol):
-    """What acting and evaluation need of a policy."""
+class Actor(Protocol):
+    """Whatever can play: a policy, or a classical rule."""
 
-    def __call__(self, obs: Obs) -> Tensor:
-        """The greedy action for observations `[N, ...]`, in the environment's units. This is what is exported."""
+    def initial_state(self, num_envs: int) -> State:
+        """What every episode starts with, `[num_envs, ...]` each, on the policy's device."""
         ...
 
-    def act(self, obs: Obs, generator: torch.Generator) -> Decision:
-        """A sampled action for observations `[N, ...]`, and what the learner wants to find beside it."""
+    def act(self, obs: Obs, state: State, generator: torch.Generator | None) -> Decision:
+        """An action for observations `[N, ...]`: sampled, or without a generator the greedy one."""
         ...
+
+
+class Policy(Actor, Protocol):
+    """What is trained and shipped: an `nn.Module` that acts."""
+
+    normalizer: ObsNormalizer
+    """Makes the inputs of observations; learning keeps its statistics."""
+
+    def __call__(self, obs: Obs, state: State) -> tuple[Tensor, State]:
+        """The greedy action in the environment's units, and the next state. This is what is exported."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """All tensors by name."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any:
+        """Take over saved tensors."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What is learned."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What is learned, by name."""
+        ...
+
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """What surrounds the decision: any algorithm's policy is built with it."""
+
+    network: NetworkConfig = field(default_factory=Mlp)
+    """The encoder of observations."""
+    memory: Memory = Memory()
+    """A recurrent layer behind the encoder."""
+    separate_value: bool = False
+    """Actor-critic: give the value function an encoder (and memory) of its own."""
+    initialisation: Initialisation = "orthogonal"
+    """`orthogonal` weights with zero biases, or `fan_in`: all uniform within ±1/√fan_in (PAAC's released code)."""
+    normalize_obs: bool = False
+    """Bring float observations to zero mean and unit variance, with statistics kept inside the policy."""
+    initial_log_std: float = 0.0
+    """Actor-critic, continuous actions: initial log standard deviation, in units of half the action range."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of convolutional networks. `auto`: bfloat16 on processors with instructions for it, else float32."""
+    channels_last: Literal["auto", "on", "off"] = "auto"
+    """Memory layout of convolutional weights. `auto`: on for float32 on a processor, where it pays."""
+
+    def only_actor_critic(self, algo: str) -> None:
+        """Refuse, for an algorithm without a state value, what only an actor-critic has.
+
+        Raises:
+            UserError: such a setting was given.
+        """
+        for name in ("separate_value", "initial_log_std"):
+            if getattr(self, name) != getattr(PolicyConfig(), name):
+                raise UserError(f"{algo} has no use for {name}: that is for a2c, ppo and vtrace; leave it out")
+
+
+def visible(spec: ObsSpec) -> ObsSpec:
+    """What a network sees of an observation: all but the mask of allowed actions."""
+    return {name: part for name, part in spec.items() if name != MASK} if isinstance(spec, dict) else spec
+
+
+def allowed(obs: Obs) -> Tensor | None:
+    """bool `[..., n]`: which actions are allowed; None if all are."""
+    return obs[MASK] > 0.5 if isinstance(obs, dict) and MASK in obs else None
+
+
+def forbid(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Scores `[N, n]` (logits, Q-values) with the lowest number where `mask` (bool `[N, n]`) forbids an action.
+
+    Not minus infinity: a row that allows nothing, as a final observation may, stays finite.
+    """
+    return scores if mask is None else scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+
+
+class Body(nn.Module):
+    """Observation to features: encoder, then memory. L steps of N actors are L·N rows in the order of time."""
+
+    def __init__(self, config: PolicyConfig, spec: ObsSpec, precision: Precision, *, prefix: str = "") -> None:
+        super().__init__()
+        self.encoder = Encoder(config.network, visible(spec))
+        self.memory = config.memory.build(self.encoder.features, prefix)
+        self.features = self.encoder.features if self.memory is None else self.memory.size
+        self.precision = precision
+
+    def initial_state(self, num_envs: int) -> State:
+        """What every episode starts with."""
+        return {} if self.memory is None else self.memory.initial_state(num_envs)
+
+    def forward(self, inputs: Obs, state: State, cut: Tensor | None) -> tuple[Tensor, list[State]]:
+        """Features of normalised observations.
+
+        Args:
+            inputs: float `[L, N, ...]`.
+            state: before the first step, `[N, ...]` each.
+            cut: bool `[L, N]`: the episode ended after this step; None: nowhere.
+
+        Returns:
+            float `[L·N, features]`, and the state after each step, not yet started anew (empty without memory).
+        """
+        length = len(next(iter(inputs.values())) if isinstance(inputs, dict) else inputs)
+        features = self._encode(map_obs(lambda part: part.flatten(0, 1), inputs))
+        if self.memory is None:
+            return features, [{}] * length
+        outputs, after = self.memory(features.unflatten(0, (length, -1)), state, cut)
+        return outputs.flatten(0, 1), after
+
+    def _encode(self, inputs: Obs) -> Tensor:
+        if self.precision == "float32":
+            return self.encoder(inputs)  # type: ignore[no-any-return]  # nn.Module's call is untyped
+        kind = inputs.device.type if isinstance(inputs, Tensor) else next(iter(inputs.values())).device.type
+        with torch.autocast(kind, torch.bfloat16):
+            features = self.encoder(inputs)
+        return features.float()  # type: ignore[no-any-return]  # as above
+
+
+def one_step(obs: Obs) -> Obs:
+    """Observations `[N, ...]` as a sequence `[1, N, ...]`."""
+    return map_obs(lambda part: part.unsqueeze(0), obs)
 
 
 class Categoricals(nn.Module):
@@ -38,14 +167,32 @@ class Categoricals(nn.Module):
         self.single = isinstance(spec, Discrete)
         self.logits = nn.Linear(features, sum(self.nvec))
 
-    def forward(self, features: Tensor) -> Distribution:
-        """Distribution over action numbers for features `[N, F]`."""
-        logits = self.logits(features)
+    def forward(self, features: Tensor, mask: Tensor | None) -> Distribution:
+        """Distribution over the allowed action numbers for features `[N, F]`."""
+        logits = forbid(self.logits(features), mask)
         return Categorical.from_logits(logits) if self.single else MultiCategorical.from_logits(logits, self.nvec)
 
     def to_env(self, sample: Tensor) -> Tensor:
         """Category numbers are the environment's own."""
         return sample
+
+
+class Interval(nn.Module):
+    """From [-1, 1] to the bounds of continuous actions."""
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, spec: Bounded) -> None:
+        super().__init__()
+        self.shape = spec.shape
+        self.register_buffer("low", torch.tensor(spec.low))
+        self.register_buffer("high", torch.tensor(spec.high))
+
+    def forward(self, unit: Tensor) -> Tensor:
+        """`[N, D]` within [-1, 1] to `[N, *shape]` within the bounds."""
+        # lerp is exact at both ends, where low + (high - low) may round past high.
+        return torch.lerp(self.low, self.high, (unit + 1.0) / 2.0).reshape(-1, *self.shape)
 
 
 class BoundedGaussian(nn.Module):
@@ -54,55 +201,21 @@ class BoundedGaussian(nn.Module):
     Log-probabilities are those of the draw before clipping, as in the PPO implementations it is compared with.
     """
 
-    low: Tensor
-    high: Tensor
-
     def __init__(self, features: int, spec: Bounded, initial_log_std: float) -> None:
         super().__init__()
-        self.shape = spec.shape
         size = math.prod(spec.shape)
         self.mean = nn.Linear(features, size)
         self.log_std = nn.Parameter(torch.full((size,), initial_log_std))
-        self.register_buffer("low", torch.tensor(spec.low))
-        self.register_buffer("high", torch.tensor(spec.high))
+        self.interval = Interval(spec)
 
-    def forward(self, features: Tensor) -> Distribution:
-        """Distribution over unbounded reals `[N, D]` for features `[N, F]`."""
+    def forward(self, features: Tensor, mask: Tensor | None) -> Distribution:
+        """Distribution over unbounded reals `[N, D]` for features `[N, F]`; nothing can be forbidden here."""
         mean = self.mean(features)
         return Gaussian(mean, self.log_std.expand_as(mean))
 
     def to_env(self, sample: Tensor) -> Tensor:
         """`[N, D]` in units of half the range to `[N, *shape]` within the bounds."""
-        unit = (sample.clamp(-1.0, 1.0) + 1.0) / 2.0
-        # lerp is exact at both ends, where low + (high - low) may round past high.
-        return torch.lerp(self.low, self.high, unit).reshape(-1, *self.shape)
-
-
-Precision = Literal["float32", "bfloat16"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicyConfig:
-    """How the policy of an actor-critic algorithm is built."""
-
-    network: NetworkConfig = field(default_factory=Mlp)
-    """The encoder of observations."""
-    separate_value: bool = False
-    """Give the value function an encoder of its own."""
-    initialisation: Initialisation = "orthogonal"
-    """`orthogonal` weights with zero biases, or `fan_in`: all uniform within ±1/√fan_in (PAAC's released code)."""
-    normalize_obs: bool = False
-    """Bring float observations to zero mean and unit variance, with statistics kept inside the policy."""
-    initial_log_std: float = 0.0
-    """Continuous actions: initial log standard deviation, in units of half the action range."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of convolutional networks. `auto`: bfloat16 on processors with instructions for it, else float32."""
-    channels_last: Literal["auto", "on", "off"] = "auto"
-    """Memory layout of convolutional weights. `auto`: on for float32 on a processor, where it pays."""
-
-    def build(self, spec: EnvSpec, precision: Precision) -> ActorCritic:
-        """The policy for one environment. Draws its weights from torch's global generator."""
-        return ActorCritic(self, spec, precision)
+        return self.interval(sample.clamp(-1.0, 1.0))  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
 
 class ActorCritic(nn.Module):
@@ -110,57 +223,69 @@ class ActorCritic(nn.Module):
 
     def __init__(self, config: PolicyConfig, spec: EnvSpec, precision: Precision) -> None:
         super().__init__()
-        self.normalizer = ObsNormalizer(spec.obs, running=config.normalize_obs)
-        self.encoder = Encoder(config.network, spec.obs)
-        self.value_encoder = Encoder(config.network, spec.obs) if config.separate_value else None
-        features = self.encoder.features
+        self.normalizer = ObsNormalizer(visible(spec.obs), running=config.normalize_obs)
+        self.body = Body(config, spec.obs, precision)
+        self.value_body = Body(config, spec.obs, precision, prefix="value_") if config.separate_value else None
+        features = self.body.features
         self.head = (
             BoundedGaussian(features, spec.action, config.initial_log_std)
             if isinstance(spec.action, Bounded)
             else Categoricals(features, spec.action)
         )
         self.value_head = nn.Linear(features, 1)
-        self.precision = precision
-        self._initialise(config)
-
-    def _initialise(self, config: PolicyConfig) -> None:
-        """Orthogonal gains: √2 in the network, 0.01 for actions (an even start), 1 for values (Huang et al. 2022)."""
-        for encoder in (self.encoder, self.value_encoder):
-            if encoder is not None:
-                initialise(encoder, config.initialisation, math.sqrt(2.0))
+        # Gains: √2 in the network, 0.01 for actions (an even start), 1 for values (Huang et al. 2022).
+        for body in self._bodies:
+            initialise(body, config.initialisation, math.sqrt(2.0))
         initialise(self.head, config.initialisation, 0.01)
         initialise(self.value_head, config.initialisation, 1.0)
 
-    def _features(self, encoder: Encoder, obs: Obs) -> Tensor:
-        if self.precision == "float32":
-            return encoder(obs)  # type: ignore[no-any-return]  # nn.Module's call is untyped
-        kind = obs.device.type if isinstance(obs, Tensor) else next(iter(obs.values())).device.type
-        with torch.autocast(kind, torch.bfloat16):
-            features = encoder(obs)
-        return features.float()  # type: ignore[no-any-return]  # as above
+    def initial_state(self, num_envs: int) -> State:
+        """What every episode starts with: nothing, or the memory's zeros."""
+        return {name: part for body in self._bodies for name, part in body.initial_state(num_envs).items()}
 
-    def evaluate(self, obs: Obs) -> tuple[Distribution, Tensor]:
-        """Action distribution over N rows and value float `[N]`, both differentiable."""
+    @property
+    def _bodies(self) -> tuple[Body, ...]:
+        return (self.body,) if self.value_body is None else (self.body, self.value_body)
+
+    def evaluate(self, obs: Obs, state: State, cut: Tensor | None) -> tuple[Distribution, Tensor]:
+        """Look at sequences again, differentiably.
+
+        Args:
+            obs: `[L, N, ...]`.
+            state: before the first step, `[N, ...]` each.
+            cut: bool `[L, N]`: the episode ended after this step; None: nowhere.
+
+        Returns:
+            The action distribution over L·N rows in the order of time, and the value float `[L·N]`.
+        """
+        distribution, value, _ = self._pass(obs, state, cut)
+        return distribution, value
+
+    def _pass(self, obs: Obs, state: State, cut: Tensor | None) -> tuple[Distribution, Tensor, State]:
         inputs = self.normalizer(obs)
-        features = self._features(self.encoder, inputs)
-        of_value = features if self.value_encoder is None else self._features(self.value_encoder, inputs)
-        return self.head(features), self.value_head(of_value).squeeze(-1)
+        features, after = self.body(inputs, state, cut)
+        of_value, value_after = (features, after) if self.value_body is None else self.value_body(inputs, state, cut)
+        mask = allowed(obs)
+        distribution = self.head(features, None if mask is None else mask.flatten(0, 1))
+        return distribution, self.value_head(of_value).squeeze(-1), {**after[-1], **value_after[-1]}
 
     @torch.no_grad()
-    def value(self, obs: Obs) -> Tensor:
-        """float `[N]`, without gradient."""
-        encoder = self.encoder if self.value_encoder is None else self.value_encoder
-        return self.value_head(self._features(encoder, self.normalizer(obs))).squeeze(-1)  # type: ignore[no-any-return]
+    def value(self, obs: Obs, state: State) -> Tensor:
+        """float `[N]` of observations `[N, ...]`, without gradient."""
+        features, _ = (self.value_body or self.body)(self.normalizer(one_step(obs)), state, None)
+        return self.value_head(features).squeeze(-1)  # type: ignore[no-any-return]  # nn.Module's call is untyped
 
     @torch.no_grad()
-    def act(self, obs: Obs, generator: torch.Generator) -> Decision:
-        """Sample one action per row."""
-        distribution, value = self.evaluate(obs)
-        sample = distribution.sample(generator)
+    def act(self, obs: Obs, state: State, generator: torch.Generator | None) -> Decision:
+        """One action per row: sampled, or without a generator the most probable one."""
+        distribution, value, after = self._pass(one_step(obs), state, None)
+        sample = distribution.mode() if generator is None else distribution.sample(generator)
         extras = {"sample": sample, "log_prob": distribution.log_prob(sample), "value": value}
-        return Decision(action=self.head.to_env(sample), extras=extras)
+        return Decision(action=self.head.to_env(sample), extras=extras, state=after)
 
-    def forward(self, obs: Obs) -> Tensor:
-        """The most probable action per row, in the environment's units."""
-        distribution: Distribution = self.head(self._features(self.encoder, self.normalizer(obs)))
-        return self.head.to_env(distribution.mode())
+    def forward(self, obs: Obs, state: State) -> tuple[Tensor, State]:
+        """The most probable action per row, in the environment's units, and the next state."""
+        features, after = self.body(self.normalizer(one_step(obs)), state, None)
+        mask = allowed(obs)
+        distribution: Distribution = self.head(features, mask)
+        return self.head.to_env(distribution.mode()), state | after[-1]

@@ -6,11 +6,14 @@ The others were tuned on the tasks that `docs/results.md` names.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from greenroom.algorithms.actor_critic import A2CConfig, Discounting, PPOConfig
-from greenroom.config import RunConfig
+from greenroom.algorithms import AlgorithmConfig
+from greenroom.algorithms.actor_critic import A2CConfig, Discounting
+from greenroom.algorithms.ppo import PPOConfig
+from greenroom.config import RunConfig, component
 from greenroom.envs.device import DEVICE_ENVIRONMENTS
 from greenroom.errors import UserError, nearest
 from greenroom.networks import Mlp, Nips
@@ -203,19 +206,21 @@ def preset(name: str | None, env: str, *, algo: str | None = None) -> RunConfig:
     Args:
         name: a key of `PRESETS`; None picks one by the environment's family and `algo`.
         env: the environment.
-        algo: the algorithm the preset must be for; None takes any.
+        algo: the algorithm the preset must be for, by name or as `package.module:Config`; None takes any.
 
     Raises:
         UserError: no such preset, or it is for another algorithm.
     """
     if name is None:
         by_algo = _DEFAULTS[_family(env)]
-        if algo not in by_algo:
-            raise UserError(f"no algorithm {algo!r}{nearest(str(algo), [key for key in by_algo if key])}")
-        name = by_algo[algo]
+        if algo in by_algo:
+            return PRESETS[by_algo[algo]].config(env)
+        # Without a preset of its own: the component's defaults in the family's surroundings.
+        chosen = component(AlgorithmConfig, str(algo))
+        return dataclasses.replace(PRESETS[by_algo[None]].config(env), algorithm=chosen())
     if name not in PRESETS:
         raise UserError(f"no preset {name!r}{nearest(name, PRESETS)}")
-    chosen = PRESETS[name]
-    if algo is not None and chosen.algo != algo:
-        raise UserError(f"preset {name!r} is for {chosen.algo}, not {algo}; leave out --algo or --preset")
-    return chosen.config(env)
+    entry = PRESETS[name]
+    if algo is not None and entry.algo != algo:
+        raise UserError(f"preset {name!r} is for {entry.algo}, not {algo}; leave out --algo or --preset")
+    return entry.config(env)

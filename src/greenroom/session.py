@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from greenroom import baselines, checkpoint, plots
-from greenroom.config import RunConfig, dump, kind_of, load_file, to_dict
+from greenroom.config import OPTIMIZERS, RunConfig, dump, kind_of, load_file, to_dict
 from greenroom.display import Display, interrupts
 from greenroom.envs.base import Environment
 from greenroom.errors import EnvironmentFault, UserError
@@ -20,7 +20,7 @@ from greenroom.examination import evaluation_environment
 from greenroom.folder import RunFolder, write_json, write_text
 from greenroom.log import Kind, Record, Sink, make_sinks, require
 from greenroom.machine import keep_freed_memory
-from greenroom.policy import ActorCritic
+from greenroom.policy import Policy
 from greenroom.seeding import derive
 from greenroom.training import Run, train
 from greenroom.types import Progress
@@ -120,7 +120,8 @@ def _restore(run: Run, state: dict[str, Any], path: Path) -> None:
 
 def _kinds(config: RunConfig) -> list[str]:
     """Names of the components whose state another one cannot take over, and whose tensors do not give them away."""
-    return [config.algo, kind_of(config.algorithm.optimizer)]
+    parts = vars(config.algorithm).values()
+    return [config.algo, *(kind_of(part) for part in parts if kind_of(part) in OPTIMIZERS)]
 
 
 class _Session:
@@ -289,6 +290,7 @@ class _Window:
             "updates": latest.updates,
             "seconds": latest.seconds,
             "steps_per_second": steps / seconds if seconds > 0 else None,
+            "lag": latest.lag,
             "episodes": self._episodes,
             "return_mean": _mean(self._returns),
             "length_mean": _mean(self._lengths),
@@ -325,7 +327,7 @@ class _Examiner:
         self._config = config
         self._environment: Environment | None = None
 
-    def examine(self, policy: ActorCritic) -> Evaluation:
+    def examine(self, policy: Policy) -> Evaluation:
         """Greedy evaluation: the same episodes every time."""
         if self._environment is None:
             self._environment = evaluation_environment(self._config, self._config.eval_episodes)

@@ -18,10 +18,15 @@ class ArraySpec:
     """Lowest value over all elements."""
     high: float = float("inf")
     """Highest value over all elements."""
+    stack: int = 1
+    """How many consecutive frames the first axis holds, newest last: each step shifts it by `shape[0] // stack`."""
 
 
 ObsSpec = ArraySpec | dict[str, ArraySpec]
 """One array, or a flat dict of arrays (nested Gymnasium spaces are flattened: `{"a": {"b": …}}` becomes `"a.b"`)."""
+
+MASK = "action_mask"
+"""Key of a dict observation that is not seen but obeyed: float32 `[n]` (`[sum(nvec)]`), 1 where one may act so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 
 from greenroom import envs, machine
-from greenroom.acting import Collector
+from greenroom.acting import Collector, Source
 from greenroom.config import RunConfig
 from greenroom.envs.base import Environment
 from greenroom.errors import UserError
-from greenroom.networks import Mlp
-from greenroom.policy import Precision
+from greenroom.networks import Impala, Nature, Nips
+from greenroom.overlap import Overlapped
+from greenroom.policy import Policy, Precision
 from greenroom.seeding import derive
+from greenroom.spec import EnvSpec
 from greenroom.types import Progress
 
 Say = Callable[[str], None]
@@ -33,15 +35,16 @@ class Run:
         try:
             with torch.random.fork_rng():
                 torch.manual_seed(derive(config.seed, "initialisation"))
-                policy = config.policy.build(groups[0].spec, choose_precision(config, self.device, say))
-            layout = choose_layout(config, policy.precision, self.device)
-            policy = policy.to(self.device, memory_format=layout)  # type: ignore[call-overload]  # documented, not annotated
+                policy = make_policy(config, groups[0].spec, self.device, say)
             self.algorithm = config.algorithm.build(
-                policy, num_envs=config.num_envs, total_steps=config.total_steps, seed=config.seed
+                policy,
+                spec=groups[0].spec,
+                num_envs=config.num_envs,
+                rollout_length=config.rollout_length,
+                total_steps=config.total_steps,
+                seed=config.seed,
             )
-            self.collector = Collector(
-                groups, policy, rollout_length=config.rollout_length, seed=config.seed, device=self.device
-            )
+            self.collector = make_source(config, groups, policy, self.device)
         except BaseException:
             for group in groups:
                 group.close()
@@ -97,6 +100,7 @@ def train(run: Run) -> Iterator[Progress]:
             episodes=rollout.episodes,
             metrics=metrics,
             time_split={**run.collector.time_split, "learn": learning},
+            lag=run.updates - 1 - rollout.version,
         )
 
 
@@ -124,6 +128,32 @@ def make_groups(config: RunConfig, device: torch.device, say: Say) -> list[Envir
     return groups
 
 
+def make_policy(config: RunConfig, spec: EnvSpec, device: torch.device, say: Say) -> Any:
+    """The policy that a run teaches, with new weights, where it computes."""
+    precision = choose_precision(config, device, say)
+    policy = config.algorithm.policy(config.policy, spec, precision)
+    return policy.to(device, memory_format=choose_layout(config, precision, device))
+
+
+def make_source(config: RunConfig, groups: list[Environment], policy: Policy, device: torch.device) -> Source:
+    """Where the loop gets its rollouts from: the three ways to collect differ in this and in `make_groups` only."""
+
+    def collector(acting: Policy, memories: int = 1) -> Collector:
+        return Collector(
+            groups,
+            acting,
+            rollout_length=config.rollout_length,
+            seed=config.seed,
+            device=device,
+            memories=memories,
+        )
+
+    if config.collect != "overlap":
+        return collector(policy)
+    # One rollout is with the learner while `lag` are collected or wait.
+    return Overlapped(lambda acting: collector(acting, config.lag + 1), policy, lag=config.lag)
+
+
 def choose_device(config: RunConfig) -> torch.device:
     """Where the learner computes."""
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -145,7 +175,7 @@ def choose_precision(config: RunConfig, device: torch.device, say: Say) -> Preci
     if config.policy.precision != "auto":
         return config.policy.precision
     kind = machine.cpu_bf16() if device.type == "cpu" else None
-    if kind is None or isinstance(config.policy.network, Mlp):
+    if kind is None or not isinstance(config.policy.network, Nips | Nature | Impala):
         return "float32"
     say(f"precision: bfloat16 convolutions (this processor has {kind}; --precision float32 turns it off)")
     return "bfloat16"

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 Obs = Tensor | dict[str, Tensor]
+State = dict[str, Tensor]
+"""What a policy carries from step to step, `[B, ...]` each, one row per actor; empty for most policies."""
 
 
 def map_obs(function: Callable[[Tensor], Tensor], obs: Obs) -> Obs:
@@ -28,6 +30,14 @@ def cat_obs(parts: Sequence[Obs]) -> Obs:
     if isinstance(first, dict):
         return {name: torch.cat([part[name] for part in parts if isinstance(part, dict)]) for name in first}
     return torch.cat([part for part in parts if isinstance(part, Tensor)])
+
+
+def restart(state: State, initial: State, ended: Tensor) -> State:
+    """`state` with the rows of `initial` where an episode `ended` (bool `[B]`)."""
+    return {
+        name: torch.where(ended.reshape(-1, *[1] * (part.ndim - 1)), initial[name], part)
+        for name, part in state.items()
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +85,8 @@ class Decision:
     """In the environment's own units (`spec.ActionSpec` gives the shape)."""
     extras: dict[str, Tensor]
     """`[B, ...]` each: what the policy wants to find in the rollout (log-probability, value, …)."""
+    state: State
+    """What to act on the next observation with, unless the episode ends before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +107,12 @@ class Rollout:
     """`[K, ...]`: true last observations where `cut`, ordered by time, then by environment index."""
     extras: dict[str, Tensor]
     """`[T, B, ...]` each: as the policy returned them."""
+    state: State
+    """`[B, ...]` each: what `obs[0]` was acted on with. Where an episode ends, the policy's initial state follows."""
+    next_state: State
+    """`[B, ...]` each: what `obs[T]` will be acted on with."""
+    final_state: State
+    """`[K, ...]` each: what goes with `final_obs`."""
     version: int
     """Number of updates the acting weights had seen."""
     episodes: Episodes
@@ -105,12 +123,12 @@ class Rollout:
         """bool `[T, B]`: an episode ended here, for whichever reason."""
         return self.terminated | self.truncated
 
-    def bootstrap(self, value: Tensor, value_of: Callable[[Obs], Tensor]) -> Tensor:
+    def bootstrap(self, value: Tensor, value_of: Callable[[Obs, State], Tensor]) -> Tensor:
         """Value of the true successor of every step: the one place where time limits are handled.
 
         Args:
             value: float32 `[T+1, B]`, the values of `obs`.
-            value_of: gives float32 `[N]` for N observations; called on truncated episodes' last observations.
+            value_of: gives float32 `[N]` for N observations and their states; called on truncated episodes' last ones.
 
         Returns:
             float32 `[T, B]`. Where an episode ended by truncation, the value of its true last observation; where it
@@ -121,7 +139,9 @@ class Rollout:
         timed_out = self.truncated & ~self.terminated
         if bool(timed_out.any()):
             last = timed_out[self.cut]
-            next_value[timed_out] = value_of(map_obs(lambda part: part[last], self.final_obs)).to(next_value.dtype)
+            final_obs = map_obs(lambda part: part[last], self.final_obs)
+            final_state = {name: part[last] for name, part in self.final_state.items()}
+            next_value[timed_out] = value_of(final_obs, final_state).to(next_value.dtype)
         return next_value
 
 
@@ -141,3 +161,5 @@ class Progress:
     """Scalars on the learner's device; reading one waits for the device."""
     time_split: dict[str, float]
     """Seconds spent in `env`, `act`, `learn` and `wait` so far in this sitting."""
+    lag: int
+    """Updates between the weights that acted and those that learned."""

@@ -23,7 +23,7 @@ from greenroom.envs.inline import InlineEnvironment
 from greenroom.envs.native import ale_config, native_for
 from greenroom.errors import UserError, nearest
 from greenroom.evaluation import device_of, evaluation_mode
-from greenroom.policy import Policy
+from greenroom.policy import Actor
 from greenroom.types import Obs, map_obs
 
 Picture = NDArray[np.uint8]
@@ -53,7 +53,7 @@ class Film(Protocol):
 
 
 def record(
-    policy: Policy,
+    policy: Actor,
     env: Source,
     kwargs: Mapping[str, Any],
     path: Path,
@@ -101,7 +101,7 @@ def record(
     return free
 
 
-def _pictures(film: Film, policy: Policy, seed: int, max_steps: int, greedy: bool) -> Iterator[Picture]:
+def _pictures(film: Film, policy: Actor, seed: int, max_steps: int, greedy: bool) -> Iterator[Picture]:
     """Play, and show what happens as it happens: a whole film may not fit into memory."""
     stage = film.environment.device
     device = device_of(policy, stage)
@@ -109,10 +109,12 @@ def _pictures(film: Film, policy: Policy, seed: int, max_steps: int, greedy: boo
     with evaluation_mode(policy), torch.no_grad():
         obs, picture = film.reset(seeding.derive(seed, "video", "environment"))
         yield picture
+        state = policy.initial_state(1)
         for _ in range(max_steps):
             obs = map_obs(lambda part: part.to(device), obs)
-            action = policy(obs) if greedy else policy.act(obs, generator).action
-            obs, picture, ended = film.step(action.to(stage))
+            decision = policy.act(obs, state, None if greedy else generator)
+            state = decision.state
+            obs, picture, ended = film.step(decision.action.to(stage))
             yield picture
             if ended:
                 return

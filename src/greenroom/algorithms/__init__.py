@@ -6,21 +6,22 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from greenroom.algorithms.actor_critic import A2CConfig, PPOConfig
-from greenroom.policy import ActorCritic
+from greenroom.algorithms.actor_critic import A2CConfig, VTraceConfig
+from greenroom.algorithms.dqn import DQNConfig
+from greenroom.algorithms.ppo import PPOConfig
+from greenroom.algorithms.q_learning import NStepQConfig, NStepSarsaConfig, PQNConfig
+from greenroom.algorithms.sac import SACConfig
+from greenroom.algorithms.td3 import TD3Config
+from greenroom.policy import Policy, PolicyConfig, Precision
+from greenroom.spec import EnvSpec
 from greenroom.types import Rollout
-
-AlgorithmConfig = A2CConfig | PPOConfig
-
-ALGORITHMS: dict[str, type[A2CConfig] | type[PPOConfig]] = {"a2c": A2CConfig, "ppo": PPOConfig}
-"""Name → config; the config builds the algorithm."""
 
 
 class Algorithm(Protocol):
     """Owns parameters, optimisers and whatever else learning needs."""
 
     @property
-    def policy(self) -> ActorCritic:
+    def policy(self) -> Policy:
         """The module that acts and learns."""
         ...
 
@@ -29,9 +30,41 @@ class Algorithm(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs."""
+        """Everything that a resumed run needs; the policy's state under `policy`."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
         ...
+
+
+class AlgorithmConfig(Protocol):
+    """What every algorithm's config offers: a frozen dataclass that builds both halves."""
+
+    def policy(self, settings: PolicyConfig, spec: EnvSpec, precision: Precision) -> Any:
+        """The `Policy` it teaches, on the CPU, drawn from torch's global generator.
+
+        Raises:
+            UserError: the settings or the environment's actions are not for this algorithm.
+        """
+        ...
+
+    def build(
+        self, policy: Any, *, spec: EnvSpec, num_envs: int, rollout_length: int, total_steps: int, seed: int
+    ) -> Algorithm:
+        """The `Algorithm` for that policy, on the policy's device."""
+        ...
+
+
+ALGORITHMS: dict[str, type[AlgorithmConfig]] = {
+    "a2c": A2CConfig,
+    "ppo": PPOConfig,
+    "vtrace": VTraceConfig,
+    "nstep-q": NStepQConfig,
+    "nstep-sarsa": NStepSarsaConfig,
+    "pqn": PQNConfig,
+    "dqn": DQNConfig,
+    "sac": SACConfig,
+    "td3": TD3Config,
+}
+"""Name → config; the config builds the algorithm."""

@@ -1,27 +1,23 @@
-"""A2C and PPO: what differs between them is how often, and with which objective, one rollout is used."""
+"""Advantage actor-critic: A2C learns from each rollout once, V-trace does when the rollout comes from older weights."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from greenroom.algorithms.parts import Parts
+from greenroom.algorithms.rows import Rows, learn_normalisation, rows_of
 from greenroom.errors import UserError
-from greenroom.maths.losses import clipped_surrogate, policy_gradient, squared_error
-from greenroom.maths.returns import gae
+from greenroom.maths.losses import policy_gradient, squared_error
+from greenroom.maths.returns import gae, vtrace, vtrace_advantage
 from greenroom.normalize import RewardScaler
-from greenroom.optim import Adam, OptimizerConfig, RMSprop, Updater
-from greenroom.policy import ActorCritic
-from greenroom.seeding import generator
+from greenroom.optim import OptimizerConfig, RMSprop, Updater
+from greenroom.policy import ActorCritic, Policy, PolicyConfig, Precision
+from greenroom.spec import EnvSpec
 from greenroom.types import Rollout, map_obs
-
-
-class _Stateful(Protocol):
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +27,7 @@ class Discounting:
     gamma: float = 0.99
     """Discount per step, in [0, 1]."""
     lam: float = 0.95
-    """λ of the generalised advantage, in [0, 1]; 1 is the longest n-step return."""
+    """λ of the returns (generalised advantages, Q(λ)), in [0, 1]; 1 is the longest n-step return."""
     scale_rewards: bool = False
     """Divide rewards by the running standard deviation of the discounted return."""
 
@@ -40,53 +36,46 @@ class Discounting:
             raise UserError(f"gamma and lam must lie in [0, 1], not {self.gamma} and {self.lam}")
 
 
-class Advantages:
-    """From a rollout to what both algorithms learn from. Owns the reward scale."""
+class Rewards:
+    """Rewards and discounts as the learner sees them. Owns the reward scale."""
 
-    def __init__(self, config: Discounting, policy: ActorCritic, num_envs: int) -> None:
-        self.config, self.policy = config, policy
+    def __init__(self, config: Discounting, policy: Policy, num_envs: int) -> None:
+        self.gamma = config.gamma
         device = next(policy.parameters()).device
-        self.scaler = RewardScaler(num_envs, config.gamma).to(device) if config.scale_rewards else None
+        self._scaler = RewardScaler(num_envs, config.gamma).to(device) if config.scale_rewards else None
 
     def __call__(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """Advantage and value target, float `[T, B]`. The values are those that the acting weights gave."""
-        value = rollout.extras["value"]
-        last = self.policy.value(map_obs(lambda part: part[-1], rollout.obs))
-        next_value = rollout.bootstrap(torch.cat([value, last.unsqueeze(0)]), self.policy.value)
-        reward = rollout.reward if self.scaler is None else self.scaler(rollout.reward, rollout.cut)
-        discount = self.config.gamma * (~rollout.terminated).float()
-        advantage = gae(reward, discount, rollout.cut, value, next_value, lam=self.config.lam)
-        return advantage, value + advantage
+        """Reward and discount, float `[T, B]`."""
+        reward = rollout.reward if self._scaler is None else self._scaler(rollout.reward, rollout.cut)
+        return reward, self.gamma * (~rollout.terminated).float()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The reward scale, if there is one."""
-        return {} if self.scaler is None else self.scaler.state_dict()
+        return {} if self._scaler is None else self._scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue with a saved reward scale."""
-        if self.scaler is not None:
-            self.scaler.load_state_dict(state)
+        if self._scaler is not None:
+            self._scaler.load_state_dict(state)
 
 
-class Stateful(Protocol):
-    """Something whose state belongs in the checkpoint."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What has to be saved."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any], /) -> Any:
-        """Continue from what was saved."""
-        ...
+def next_values(rollout: Rollout, policy: ActorCritic, value: Tensor) -> Tensor:
+    """Value of every step's true successor, float `[T, B]`, from the values `[T, B]` of what was acted on."""
+    last = policy.value(map_obs(lambda part: part[-1], rollout.obs), rollout.next_state)
+    return rollout.bootstrap(torch.cat([value, last.unsqueeze(0)]), policy.value)
 
 
-def _flat(rollout: Rollout) -> dict[str, Any]:
-    """The T·B transitions as rows."""
-    return {
-        "obs": map_obs(lambda part: part[:-1].flatten(0, 1), rollout.obs),
-        "sample": rollout.extras["sample"].flatten(0, 1),
-        "old_log_prob": rollout.extras["log_prob"].flatten(),
-    }
+def advantage_of(rollout: Rollout, policy: ActorCritic, rewards: Rewards, lam: float) -> Tensor:
+    """Generalised advantage, float `[T, B]`, over the values that the acting weights gave."""
+    reward, discount = rewards(rollout)
+    value = rollout.extras["value"]
+    return gae(reward, discount, rollout.cut, value, next_values(rollout, policy, value), lam=lam)
+
+
+def steps_of(rollout: Rollout, **more: Tensor) -> Rows:
+    """The steps with what an actor-critic's loss asks for, and `more`; whole sequences if the policy has a memory."""
+    sample, log_prob = rollout.extras["sample"], rollout.extras["log_prob"]
+    return rows_of(rollout, whole=bool(rollout.state), sample=sample, old_log_prob=log_prob, **more)
 
 
 def standardise(advantage: Tensor) -> Tensor:
@@ -97,6 +86,44 @@ def standardise(advantage: Tensor) -> Tensor:
 def explained_variance(value: Tensor, target: Tensor) -> Tensor:
     """`1 - Var(target - value) / Var(target)`: 1 is a perfect critic, 0 one that knows only the mean."""
     return 1.0 - (target - value).var(correction=0) / (target.var(correction=0) + 1e-8)
+
+
+def update(
+    config: A2CConfig | VTraceConfig,
+    updater: Updater,
+    log_prob: Tensor,
+    entropy: Tensor,
+    value: Tensor,
+    advantage: Tensor,
+    target: Tensor,
+) -> dict[str, Tensor]:
+    """One step on the actor-critic loss.
+
+    Args:
+        config: weights of the loss's terms.
+        updater: takes the step.
+        log_prob: of the actions taken, float `[T·B]` in the order of time, differentiable, as the next two.
+        entropy: of the policy.
+        value: of what was acted on.
+        advantage: float `[T, B]`.
+        target: of the value, float `[T, B]`.
+
+    Returns:
+        Scalar metrics.
+    """
+    advantage, target = advantage.flatten(), target.flatten()
+    policy_loss = policy_gradient(log_prob, standardise(advantage) if config.standardise_advantage else advantage)
+    value_loss = squared_error(value, target)
+    mean_entropy = entropy.mean()
+    loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * mean_entropy
+    grad_norm = updater.step(config.loss_scale * loss)
+    return {
+        "policy_loss": policy_loss.detach(),
+        "value_loss": value_loss.detach(),
+        "entropy": mean_entropy.detach(),
+        "grad_norm": grad_norm,
+        "explained_variance": explained_variance(value.detach(), target),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +143,14 @@ class A2CConfig:
     optimizer: OptimizerConfig = field(default_factory=RMSprop)
     """The optimiser."""
 
-    def build(self, policy: ActorCritic, *, num_envs: int, total_steps: int, seed: int) -> A2C:
-        """The algorithm. `seed` is not used: A2C draws nothing."""
+    def policy(self, settings: PolicyConfig, spec: EnvSpec, precision: Precision) -> ActorCritic:
+        """The kind of policy it teaches."""
+        return ActorCritic(settings, spec, precision)
+
+    def build(
+        self, policy: ActorCritic, *, spec: EnvSpec, num_envs: int, rollout_length: int, total_steps: int, seed: int
+    ) -> A2C:
+        """The algorithm. `seed` is not used: it draws nothing."""
         return A2C(self, policy, num_envs=num_envs, total_steps=total_steps)
 
 
@@ -126,134 +159,109 @@ class A2C:
 
     def __init__(self, config: A2CConfig, policy: ActorCritic, *, num_envs: int, total_steps: int) -> None:
         self.config, self.policy = config, policy
-        self.advantages = Advantages(config.discounting, policy, num_envs)
+        self.rewards = Rewards(config.discounting, policy, num_envs)
         self.updater = Updater(config.optimizer, policy, num_envs=num_envs, total_steps=total_steps)
-        self._parts: dict[str, Stateful] = {"policy": policy, "advantages": self.advantages, "updater": self.updater}
+        self._parts = Parts(policy=policy, rewards=self.rewards, updater=self.updater)
 
     def learn(self, rollout: Rollout) -> dict[str, Tensor]:
-        """One update; returns scalars on the device."""
-        config, rows = self.config, _flat(rollout)
+        """One update; returns scalars on the device. The advantage rests on the values that the acting weights gave."""
         rate = self.updater.advance(rollout.reward.numel())
-        advantage, target = (part.flatten() for part in self.advantages(rollout))
-        weight = standardise(advantage) if config.standardise_advantage else advantage
-
-        distribution, value = self.policy.evaluate(rows["obs"])
-        policy_loss = policy_gradient(distribution.log_prob(rows["sample"]), weight)
-        value_loss = squared_error(value, target)
-        entropy = distribution.entropy().mean()
-        loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
-        grad_norm = self.updater.step(config.loss_scale * loss)
-
-        self.policy.normalizer.update(rows["obs"])
-        return {
-            "policy_loss": policy_loss.detach(),
-            "value_loss": value_loss.detach(),
-            "entropy": entropy.detach(),
-            "grad_norm": grad_norm,
-            "learning_rate": rate,
-            "explained_variance": explained_variance(value.detach(), target),
-        }
+        advantage = advantage_of(rollout, self.policy, self.rewards, self.config.discounting.lam)
+        target = rollout.extras["value"] + advantage
+        rows = steps_of(rollout)
+        distribution, value = self.policy.evaluate(rows.obs, rows.state, rows.cut)
+        log_prob, entropy = distribution.log_prob(rows["sample"]), distribution.entropy()
+        metrics = update(self.config, self.updater, log_prob, entropy, value, advantage, target)
+        learn_normalisation(self.policy, rollout)
+        return metrics | {"learning_rate": rate}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
-        return {name: part.state_dict() for name, part in self._parts.items()}
+        return self._parts.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
-        for name, part in self._parts.items():
-            part.load_state_dict(state[name])
+        self._parts.load_state_dict(state)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOConfig:
-    """Proximal policy optimisation (Schulman et al. 2017)."""
+class VTraceConfig:
+    """Actor-critic on rollouts from older weights, corrected by V-trace (IMPALA, Espeholt et al. 2018)."""
 
-    epochs: int = 4
-    """Passes over each rollout."""
-    minibatches: int = 4
-    """Updates per pass, on parts of the rollout's T·B steps that differ in size by at most one."""
-    clip: float = 0.2
-    """The probability ratio counts only within 1 ± clip."""
-    discounting: Discounting = Discounting()
+    discounting: Discounting = Discounting(lam=1.0)
     """Discount, λ and reward scale."""
+    rho_max: float = 1.0
+    """ρ̄: a step's own error counts at most so many times its probability's ratio."""
+    c_max: float = 1.0
+    """c̄: the same for how far errors reach back."""
     entropy_coef: float = 0.01
     """Weight of the entropy bonus."""
-    value_coef: float = 1.0
-    """Weight of the value loss `0.5·(R-V)²`."""
-    standardise_advantage: bool = True
-    """Bring the advantages of a minibatch to zero mean and unit standard deviation."""
-    optimizer: OptimizerConfig = field(default_factory=Adam)
+    value_coef: float = 0.5
+    """Weight of the value loss `0.5·(v-V)²`."""
+    loss_scale: float = 1.0
+    """Multiplies the whole loss, before gradients are clipped."""
+    standardise_advantage: bool = False
+    """Bring the advantages of an update to zero mean and unit standard deviation."""
+    optimizer: OptimizerConfig = field(default_factory=RMSprop)
     """The optimiser."""
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.minibatches) < 1 or self.clip <= 0:
-            raise UserError("epochs and minibatches must be at least 1, and clip greater than 0")
+        if not (self.c_max > 0.0 and self.rho_max > 0.0):
+            raise UserError(f"rho_max and c_max must be greater than 0, not {self.rho_max} and {self.c_max}")
 
-    def build(self, policy: ActorCritic, *, num_envs: int, total_steps: int, seed: int) -> PPO:
-        """The algorithm; `seed` orders the minibatches."""
-        return PPO(self, policy, num_envs=num_envs, total_steps=total_steps, seed=seed)
+    def policy(self, settings: PolicyConfig, spec: EnvSpec, precision: Precision) -> ActorCritic:
+        """The kind of policy it teaches."""
+        return ActorCritic(settings, spec, precision)
+
+    def build(
+        self, policy: ActorCritic, *, spec: EnvSpec, num_envs: int, rollout_length: int, total_steps: int, seed: int
+    ) -> VTrace:
+        """The algorithm. `seed` is not used: it draws nothing."""
+        return VTrace(self, policy, num_envs=num_envs, total_steps=total_steps)
 
 
-class PPO:
-    """Several epochs of minibatch updates on each rollout, held near the acting policy by clipping."""
+class VTrace:
+    """A2C's step, with advantages and targets that allow for the weights having moved on since the rollout."""
 
-    def __init__(self, config: PPOConfig, policy: ActorCritic, *, num_envs: int, total_steps: int, seed: int) -> None:
+    def __init__(self, config: VTraceConfig, policy: ActorCritic, *, num_envs: int, total_steps: int) -> None:
         self.config, self.policy = config, policy
-        self.advantages = Advantages(config.discounting, policy, num_envs)
+        self.rewards = Rewards(config.discounting, policy, num_envs)
         self.updater = Updater(config.optimizer, policy, num_envs=num_envs, total_steps=total_steps)
-        self._parts: dict[str, Stateful] = {"policy": policy, "advantages": self.advantages, "updater": self.updater}
-        self._generator = generator(seed, "learning")
+        self._parts = Parts(policy=policy, rewards=self.rewards, updater=self.updater)
 
     def learn(self, rollout: Rollout) -> dict[str, Tensor]:
-        """`epochs × minibatches` updates; returns their mean metrics, scalars on the device."""
-        rows = _flat(rollout)
+        """One update; returns scalars on the device. The values are those of the weights that learn."""
+        config = self.config
         rate = self.updater.advance(rollout.reward.numel())
-        advantage, target = (part.flatten() for part in self.advantages(rollout))
-        rows |= {"advantage": advantage, "target": target}
-        count = target.numel()
-        sums: dict[str, Tensor] = {}
-        for _ in range(self.config.epochs):
-            order = torch.randperm(count, generator=self._generator).to(target.device)
-            for index in order.tensor_split(self.config.minibatches):
-                minibatch = {name: map_obs(lambda part, at=index: part[at], part) for name, part in rows.items()}  # type: ignore[misc]
-                for name, value in self._update(minibatch).items():
-                    sums[name] = sums[name] + value if name in sums else value
-        updates = self.config.epochs * self.config.minibatches
-        self.policy.normalizer.update(rows["obs"])
-        return {name: total / updates for name, total in sums.items()} | {
-            "learning_rate": rate,
-            "explained_variance": explained_variance(rollout.extras["value"].flatten(), target),
-        }
-
-    def _update(self, rows: dict[str, Any]) -> dict[str, Tensor]:
-        config, advantage = self.config, rows["advantage"]
-        distribution, value = self.policy.evaluate(rows["obs"])
+        reward, discount = self.rewards(rollout)
+        rows = steps_of(rollout)
+        distribution, new_value = self.policy.evaluate(rows.obs, rows.state, rows.cut)
         log_prob = distribution.log_prob(rows["sample"])
-        weight = standardise(advantage) if config.standardise_advantage else advantage
-        policy_loss = clipped_surrogate(log_prob, rows["old_log_prob"], weight, clip=config.clip)
-        value_loss = squared_error(value, rows["target"])
-        entropy = distribution.entropy().mean()
-        grad_norm = self.updater.step(policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy)
-        with torch.no_grad():
-            log_ratio = log_prob - rows["old_log_prob"]
-            ratio = log_ratio.exp()
-            return {
-                "policy_loss": policy_loss.detach(),
-                "value_loss": value_loss.detach(),
-                "entropy": entropy.detach(),
-                "grad_norm": grad_norm,
-                # k3 estimator of KL(acting || current), Schulman 2020: unbiased and never negative.
-                "approx_kl": (ratio - 1.0 - log_ratio).mean(),
-                "clip_fraction": ((ratio - 1.0).abs() > config.clip).float().mean(),
-            }
+        shape = reward.shape
+        ratio = (log_prob.detach() - rows["old_log_prob"]).exp().view(shape)
+        value = new_value.detach().view(shape)
+        next_value = next_values(rollout, self.policy, value)
+        error = vtrace(
+            reward,
+            discount,
+            rollout.cut,
+            value,
+            next_value,
+            ratio,
+            lam=config.discounting.lam,
+            rho_max=config.rho_max,
+            c_max=config.c_max,
+        )
+        target = value + error
+        advantage = vtrace_advantage(reward, discount, rollout.cut, value, next_value, ratio, target, config.rho_max)
+        metrics = update(config, self.updater, log_prob, distribution.entropy(), new_value, advantage, target)
+        learn_normalisation(self.policy, rollout)
+        return metrics | {"learning_rate": rate, "ratio_mean": ratio.mean(), "ratio_max": ratio.max()}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
-        parts = {name: part.state_dict() for name, part in self._parts.items()}
-        return parts | {"generator": self._generator.get_state()}
+        return self._parts.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
-        for name, part in self._parts.items():
-            part.load_state_dict(state[name])
-        self._generator.set_state(state["generator"])
+        self._parts.load_state_dict(state)

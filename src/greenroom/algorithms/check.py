@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from greenroom.algorithms import Algorithm
+from greenroom.algorithms import Algorithm, AlgorithmConfig
 from greenroom.errors import UserError
 from greenroom.networks import Mlp
-from greenroom.policy import ActorCritic, PolicyConfig
+from greenroom.policy import Actor, PolicyConfig
 from greenroom.seeding import derive, generator
-from greenroom.spec import ArraySpec, EnvSpec, ObsSpec
-from greenroom.types import Episodes, Obs, Rollout, map_obs
+from greenroom.spec import MASK, ArraySpec, EnvSpec, ObsSpec
+from greenroom.types import Decision, Episodes, Obs, Rollout, State, map_obs, restart
 
 
 class AlgorithmFault(UserError):
     """An algorithm broke its contract. The message says which part."""
 
 
-class BuildsAlgorithm(Protocol):
-    """What every algorithm's config offers."""
-
-    def build(self, policy: ActorCritic, *, num_envs: int, total_steps: int, seed: int) -> Algorithm:
-        """The algorithm that teaches `policy`."""
-        ...
-
-
 def check_algorithm(
-    config: BuildsAlgorithm,
+    config: AlgorithmConfig,
     spec: EnvSpec,
     *,
     policy: PolicyConfig | None = None,
@@ -52,9 +44,8 @@ def check_algorithm(
     Raises:
         AlgorithmFault: a contract is broken; the message says which.
     """
-    builder = _Builder(
-        config, spec, policy or PolicyConfig(network=Mlp(hidden=(16,))), num_envs, num_envs * rollout_length * 100
-    )
+    settings = policy or PolicyConfig(network=Mlp(hidden=(16,)))
+    builder = _Builder(config, spec, settings, num_envs, rollout_length)
     algorithm = builder.build(seed)
     before = _parameters(algorithm)
     first = synthetic_rollout(algorithm.policy, spec, num_envs=num_envs, rollout_length=rollout_length, seed=seed)
@@ -83,40 +74,58 @@ def check_algorithm(
 
 @dataclass(frozen=True)
 class _Builder:
-    config: BuildsAlgorithm
+    config: AlgorithmConfig
     spec: EnvSpec
     policy: PolicyConfig
     num_envs: int
-    total_steps: int
+    rollout_length: int
 
     def build(self, seed: int) -> Algorithm:
         with torch.random.fork_rng():
             torch.manual_seed(derive(seed, "initialisation"))
-            policy = self.policy.build(self.spec, "float32")
-        algorithm = self.config.build(policy, num_envs=self.num_envs, total_steps=self.total_steps, seed=seed)
+            policy = self.config.policy(self.policy, self.spec, "float32")
+        algorithm = self.config.build(
+            policy,
+            spec=self.spec,
+            num_envs=self.num_envs,
+            rollout_length=self.rollout_length,
+            total_steps=self.num_envs * self.rollout_length * 100,
+            seed=seed,
+        )
         _require(algorithm.policy is policy, "the algorithm's policy is not the one it was built with")
         return algorithm
 
 
-def synthetic_rollout(policy: ActorCritic, spec: EnvSpec, *, num_envs: int, rollout_length: int, seed: int) -> Rollout:
+def synthetic_rollout(policy: Actor, spec: EnvSpec, *, num_envs: int, rollout_length: int, seed: int) -> Rollout:
     """Random observations and rewards, with the policy's decisions; about a quarter of the steps end an episode.
 
     Of the ends, some terminate, some are cut, and some are both.
     """
     source = generator(seed, "synthetic")
     lead = (rollout_length, num_envs)
-    obs = _random_obs(spec.obs, (rollout_length + 1, num_envs), source)
-    decisions = [policy.act(map_obs(lambda part, t=t: part[t], obs), source) for t in range(rollout_length)]  # type: ignore[misc]
     kind = torch.randint(12, lead, generator=source)
     terminated, truncated = (kind == 0) | (kind == 1), (kind == 1) | (kind == 2)
+    cut = terminated | truncated
+    obs = _random_obs(spec.obs, (rollout_length + 1, num_envs), source)
+    first = state = initial = policy.initial_state(num_envs)
+    decisions: list[Decision] = []
+    final_states: list[State] = []
+    for t in range(rollout_length):
+        decisions.append(policy.act(map_obs(lambda part, t=t: part[t], obs), state, source))  # type: ignore[misc]
+        after = decisions[-1].state
+        final_states.append({name: part[cut[t]] for name, part in after.items()})
+        state = restart(after, initial, cut[t])
     return Rollout(
         obs=obs,
         action=torch.stack([decision.action for decision in decisions]),
         reward=torch.randn(lead, generator=source),
         terminated=terminated,
         truncated=truncated,
-        final_obs=_random_obs(spec.obs, (int((terminated | truncated).sum()),), source),
+        final_obs=_random_obs(spec.obs, (int(cut.sum()),), source),
         extras={name: torch.stack([decision.extras[name] for decision in decisions]) for name in decisions[0].extras},
+        state=first,
+        next_state=state,
+        final_state={name: torch.cat([part[name] for part in final_states]) for name in first},
         version=0,
         episodes=Episodes(
             index=torch.zeros(0, dtype=torch.int64),
@@ -129,7 +138,11 @@ def synthetic_rollout(policy: ActorCritic, spec: EnvSpec, *, num_envs: int, roll
 
 def _random_obs(spec: ObsSpec, lead: tuple[int, ...], source: torch.Generator) -> Obs:
     if isinstance(spec, dict):
-        return {name: _random_array(part, lead, source) for name, part in spec.items()}
+        made = {name: _random_array(part, lead, source) for name, part in spec.items()}
+        if MASK in made:
+            made[MASK] = (made[MASK] > 0).float()
+            made[MASK][..., 0] = 1.0  # something has to be allowed
+        return made
     return _random_array(spec, lead, source)
 
 

@@ -201,7 +201,7 @@ class AleEnvironment:
         self._config, self.num_envs, self.device = config, num_envs, torch.device("cpu")
         self.spec = EnvSpec(
             name=env if env.endswith("-v5") else f"{env}-v5",
-            obs=ArraySpec(shape=config.obs_shape, dtype=torch.uint8, low=0, high=255),
+            obs=ArraySpec(shape=config.obs_shape, dtype=torch.uint8, low=0, high=255, stack=config.stack_num),
             action=_action_spec(config, self._ale),
         )
         self._lives: NDArray[np.int32] = np.zeros(num_envs, np.int32)

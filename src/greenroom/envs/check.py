@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from greenroom.envs.base import Environment, Snapshotable
 from greenroom.errors import EnvironmentFault
-from greenroom.spec import ActionSpec, ArraySpec, Discrete, MultiDiscrete
+from greenroom.spec import MASK, ArraySpec, Bounded, Discrete, MultiDiscrete
 from greenroom.types import Obs, Step, map_obs
 
 _TOLERANCE = 1e-4  # for ranges and sums of float32, relative to their size
@@ -28,12 +27,14 @@ class CheckReport:
     """Whether another seed gave another course of events."""
     snapshot: bool
     """Whether a snapshot was taken, loaded and continued."""
+    masked: bool
+    """Whether a mask forbade an action during the first run."""
 
 
 def check_environment(
     environment: Environment, *, steps: int = 200, seed: int = 0, own_reward: bool = True
 ) -> CheckReport:
-    """Drive an environment with random actions, verify every contract, and close it.
+    """Drive an environment with random actions that its masks allow, verify every contract, and close it.
 
     Args:
         environment: Of any stage; closed afterwards.
@@ -45,37 +46,65 @@ def check_environment(
     Raises:
         EnvironmentFault: A contract is broken; the message says which, where, and what was seen.
     """
-    check = _Check(environment, own_reward)
+    check = _Check(environment, steps, own_reward)
     try:
-        actions = random_actions(environment, steps, seed)
-        first = check.run(seed, actions)
-        check.same(first, check.run(seed, actions), "the same seed and the same actions gave different")
-        alike = [action[:1].expand_as(action).contiguous() for action in actions]
-        one, other = check.run(seed, alike), check.run(seed + 1, alike)
+        check.mask_fits()
+        first, again = (check.run(seed, RandomActor(environment, seed)) for _ in range(2))
+        check.same(first, again, "the same seed and the same actions gave different")
+        one, other = (check.run(each, RandomActor(environment, seed, alike=True)) for each in (seed, seed + 1))
         is_random = _difference(one, other) != ""
         check.seeds_differ(one, is_random)
         check.final_is_last(first)
-        saved = check.snapshot(actions)
+        check.stacks_move_on(first)
+        saved = check.snapshot(RandomActor(environment, seed))
     finally:
         environment.close()
     environment.close()
-    return CheckReport(episodes=sum(len(s.episodes.index) for s in first.steps), random=is_random, snapshot=saved)
+    masks = [obs[MASK] for obs in first.shown if isinstance(obs, dict) and MASK in obs]
+    return CheckReport(
+        episodes=sum(len(step.episodes.index) for step in first.steps),
+        random=is_random,
+        snapshot=saved,
+        masked=not all(bool(mask.all()) for mask in masks),
+    )
 
 
-def random_actions(environment: Environment, steps: int, seed: int) -> list[Tensor]:
-    """Uniform random actions for every step, on the environment's device."""
-    source = torch.Generator().manual_seed(seed)
-    spec, batch = environment.spec.action, environment.num_envs
-    return [_random_action(spec, batch, source).to(environment.device) for _ in range(steps)]
+class RandomActor:
+    """Uniform random actions among the allowed ones; the n-th depends on the seed and on the n-th mask alone.
+
+    Args:
+        environment: Tells the form of the actions and where they go.
+        seed: Of the actions.
+        alike: Whether all environments draw the same: where their masks agree, so do their actions.
+    """
+
+    def __init__(self, environment: Environment, seed: int, *, alike: bool = False) -> None:
+        self.source = torch.Generator().manual_seed(seed)
+        self._spec, self._batch, self._device = environment.spec.action, environment.num_envs, environment.device
+        self._alike = alike
+
+    def __call__(self, obs: Obs) -> Tensor:
+        """Actions on observations `[B, ...]`."""
+        spec = self._spec
+        if isinstance(spec, Bounded):
+            low, high = torch.tensor(spec.low), torch.tensor(spec.high)
+            action = (low + (high - low) * self._draw(len(spec.low))).reshape(self._batch, *spec.shape)
+        else:
+            count = _choices(spec)
+            drawn = self._draw(sum(count))
+            if isinstance(obs, dict) and MASK in obs:
+                drawn = drawn.masked_fill(obs[MASK].cpu() == 0, -1.0)  # below all others
+            best = [part.argmax(1) for part in drawn.split(count, dim=1)]
+            action = best[0] if isinstance(spec, Discrete) else torch.stack(best, dim=1)
+        return action.to(self._device)
+
+    def _draw(self, size: int) -> Tensor:
+        rows = torch.rand(1 if self._alike else self._batch, size, generator=self.source)
+        return rows.expand(self._batch, -1)
 
 
-def _random_action(spec: ActionSpec, batch: int, source: torch.Generator) -> Tensor:
-    if isinstance(spec, Discrete):
-        return torch.randint(spec.n, (batch,), generator=source)
-    if isinstance(spec, MultiDiscrete):
-        return torch.stack([torch.randint(n, (batch,), generator=source) for n in spec.nvec], dim=1)
-    low, high = torch.tensor(spec.low), torch.tensor(spec.high)
-    return (low + (high - low) * torch.rand(batch, len(spec.low), generator=source)).reshape(batch, *spec.shape)
+def _choices(spec: Discrete | MultiDiscrete) -> tuple[int, ...]:
+    return (spec.n,) if isinstance(spec, Discrete) else spec.nvec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,25 +114,45 @@ class _Course:
     start: Obs
     steps: list[Step]
 
+    @property
+    def shown(self) -> list[Obs]:
+        """Every observation that was to be acted on."""
+        return [self.start, *(step.obs for step in self.steps)]
+
 
 class _Check:
-    def __init__(self, environment: Environment, own_reward: bool) -> None:
-        self._environment, self._own_reward = environment, own_reward
+    def __init__(self, environment: Environment, steps: int, own_reward: bool) -> None:
+        self._environment, self._steps, self._own_reward = environment, steps, own_reward
         self._spec, self._batch = environment.spec, environment.num_envs
         self._device = environment.device
 
-    def run(self, seed: int, actions: Sequence[Tensor]) -> _Course:
+    def mask_fits(self) -> None:
+        """Raise if the spec's mask does not go with its actions."""
+        spec, action = self._spec.obs, self._spec.action
+        if not isinstance(spec, dict) or MASK not in spec:
+            return
+        if isinstance(action, Bounded):
+            raise self._broken(f"the spec has a part {MASK!r}, but continuous actions cannot be masked")
+        proper = ArraySpec(shape=(sum(_choices(action)),), low=0.0, high=1.0)
+        if spec[MASK] != proper:
+            raise self._broken(f"the spec's part {MASK!r} is {spec[MASK]}; for {action} it must be {proper}")
+
+    def run(self, seed: int, act: RandomActor) -> _Course:
         """Reset, act, and check every answer by itself and against the episodes so far."""
+        start = self._start(seed)
+        return _Course(start=start, steps=self._go_on(act, start, self._steps, _Book(self._batch, self._spec.signals)))
+
+    def _start(self, seed: int) -> Obs:
         start = self._environment.reset(seed)
         self._obs(start, self._batch, "the observation of reset")
-        start = map_obs(torch.clone, start)
-        return _Course(start=start, steps=self._go_on(actions, start))
+        self._choice(start, "the observation of reset")
+        return map_obs(torch.clone, start)
 
-    def _go_on(self, actions: Sequence[Tensor], before: Obs | None) -> list[Step]:
-        book = _Book(self._batch, self._spec.signals) if before is not None else None
+    def _go_on(self, act: RandomActor, obs: Obs, steps: int, book: _Book | None = None) -> list[Step]:
+        """Act from `obs` on; with a book, from the beginning of all episodes."""
         taken: list[Step] = []
-        for number, action in enumerate(actions):
-            self._environment.send(action)
+        for number in range(steps):
+            self._environment.send(act(obs))
             step = self._environment.recv()
             copy = _copy(step)
             self._step(step, number)
@@ -114,6 +163,7 @@ class _Check:
             if book is not None and (mistake := book.mistake(copy, self._own_reward)):
                 raise self._broken(f"step {number}: {mistake}")
             taken.append(copy)
+            obs = copy.obs
         return taken
 
     def same(self, first: _Course, second: _Course, what: str) -> None:
@@ -125,8 +175,7 @@ class _Check:
         """Under equal actions all environments may agree throughout only if there is no chance in them."""
         if not is_random or self._batch < 2:
             return
-        parts = [course.start, *(step.obs for step in course.steps)]
-        arrays = [part for obs in parts for part in (obs.values() if isinstance(obs, dict) else [obs])]
+        arrays = [part for obs in course.shown for part in _parts(obs).values()]
         rewards = [step.reward for step in course.steps]
         if all(torch.equal(array, array[:1].expand_as(array)) for array in [*arrays, *rewards]):
             raise self._broken("all environments draw the same random numbers; each needs a seed of its own")
@@ -145,18 +194,32 @@ class _Check:
         if ends >= 3 and alike == ends and still * 10 < moves:
             raise self._broken("final_obs equals the first observation of the next episode at every end")
 
-    def snapshot(self, actions: Sequence[Tensor]) -> bool:
+    def stacks_move_on(self, course: _Course) -> None:
+        """Each step moves the frames of a stack on by one; only the next episode's first observation is another."""
+        specs = self._spec.obs if isinstance(self._spec.obs, dict) else {"": self._spec.obs}
+        for name, spec in [(name, spec) for name, spec in specs.items() if spec.stack > 1]:
+            frame = spec.shape[0] // spec.stack
+            for number, (before, step) in enumerate(zip(course.shown, course.steps, strict=False)):
+                reached = _parts(step.obs)[name].clone()
+                reached[step.terminated | step.truncated] = _parts(step.final_obs)[name]
+                if not torch.equal(reached[:, :-frame], _parts(before)[name][:, frame:]):
+                    title = f"obs{f' part {name!r}' if name else ''}"
+                    raise self._broken(f"step {number}: the {spec.stack} frames of {title} did not move on by one")
+
+    def snapshot(self, act: RandomActor) -> bool:
         """Save in the middle, go on, load, go on again: the same twice."""
         stage = self._environment
         if not isinstance(stage, Snapshotable) or not stage.can_snapshot:
             return False
-        half = len(actions) // 2
-        self._environment.reset(7)
-        self._go_on(actions[:half], None)
-        state = stage.state_dict()
-        first = self._go_on(actions[half:], None)
+        half = self._steps // 2
+        obs = self._start(7)
+        for step in self._go_on(act, obs, half):
+            obs = step.obs
+        state, drawn = stage.state_dict(), act.source.get_state()
+        first = self._go_on(act, obs, self._steps - half)
         stage.load_state_dict(state)
-        second = self._go_on(actions[half:], None)
+        act.source.set_state(drawn)
+        second = self._go_on(act, obs, self._steps - half)
         for number, (one, other) in enumerate(zip(first, second, strict=True)):
             if difference := _step_difference(one, other):
                 raise self._broken(
@@ -170,6 +233,7 @@ class _Check:
         self._array(step.terminated, (self._batch,), torch.bool, f"{at} terminated")
         self._array(step.truncated, (self._batch,), torch.bool, f"{at} truncated")
         self._obs(step.obs, self._batch, f"{at} obs")
+        self._choice(step.obs, f"{at} obs")
         ended = (step.terminated | step.truncated).nonzero().squeeze(1)
         count = len(ended)
         self._obs(step.final_obs, count, f"{at} final_obs (one row per end)")
@@ -194,16 +258,26 @@ class _Check:
         spec = self._spec.obs
         if isinstance(obs, dict) != isinstance(spec, dict):
             raise self._broken(f"{what} is a {type(obs).__name__}, the spec says {type(spec).__name__}")
-        parts, specs = (obs, spec) if isinstance(obs, dict) else ({"": obs}, {"": spec})
-        assert isinstance(specs, dict)
+        parts, specs = _parts(obs), spec if isinstance(spec, dict) else {"": spec}
         if tuple(parts) != tuple(specs):
             raise self._broken(f"{what} has the parts {tuple(parts)}, the spec has {tuple(specs)}")
         for name, part in parts.items():
             one = specs[name]
-            assert isinstance(one, ArraySpec)
             title = f"{what}{f' part {name!r}' if name else ''}"
             self._array(part, (batch, *one.shape), one.dtype, title)
             self._range(part, one, title)
+            if name == MASK and not bool(((part == 0) | (part == 1)).all()):
+                raise self._broken(f"{title} holds other numbers than 0 (forbidden) and 1 (allowed)")
+
+    def _choice(self, obs: Obs, what: str) -> None:
+        """Raise if an observation that is to be acted on forbids everything."""
+        action = self._spec.action
+        if not isinstance(obs, dict) or MASK not in obs or isinstance(action, Bounded):
+            return
+        free = [part.any(1) for part in obs[MASK].split(_choices(action), dim=1)]
+        stuck = (~torch.stack(free).all(0)).nonzero().squeeze(1)
+        if len(stuck):
+            raise self._broken(f"{what} part {MASK!r} allows no action in environments {stuck.tolist()}")
 
     def _range(self, part: Tensor, spec: ArraySpec, what: str) -> None:
         if part.numel() == 0:
@@ -284,6 +358,10 @@ def _step_difference(one: Step, other: Step) -> str:
             return f"episodes.{name}"
     changed = [name for name, value in one.signals.items() if not torch.equal(value, other.signals[name])]
     return f"signal {changed[0]!r}" if changed else ""
+
+
+def _parts(obs: Obs) -> dict[str, Tensor]:
+    return obs if isinstance(obs, dict) else {"": obs}
 
 
 def _rows(array: Tensor, which: Tensor) -> Tensor:

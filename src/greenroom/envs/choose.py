@@ -14,6 +14,7 @@ import torch
 from greenroom.envs.base import Environment
 from greenroom.envs.board import Board
 from greenroom.envs.gym import Cast, Factory, Source, unknown
+from greenroom.envs.spaces import ActionForm, Array
 from greenroom.errors import UserError, nearest
 from greenroom.machine import available_cores
 
@@ -152,15 +153,11 @@ def measure_step(factory: Factory) -> float:
         board = Board(cast.layout, num_envs=1, num_workers=0)
         cast.enter(board)
         cast.reset([0])
-        rng = np.random.default_rng(0)
-        form, steps = cast.layout.action, 0
+        rng, steps = np.random.default_rng(0), 0
+        mask = None if cast.layout.mask is None else board.obs[cast.layout.mask][0]
         begin = time.perf_counter()
         while True:
-            board.action[0] = (
-                rng.uniform(form.low, form.high).reshape(form.shape)
-                if form.low
-                else (rng.integers(form.count).reshape(form.shape))
-            )
+            board.action[0] = _random_action(cast.layout.action, mask, rng)
             for _ in cast.step():
                 pass
             steps += 1
@@ -169,6 +166,16 @@ def measure_step(factory: Factory) -> float:
                 return elapsed / steps
     finally:
         cast.close()
+
+
+def _random_action(form: ActionForm, mask: Array | None, rng: np.random.Generator) -> Array:
+    """One action for a row of the board; `mask` is `[sum(count)]`."""
+    if form.low:
+        return rng.uniform(form.low, form.high).reshape(form.shape)
+    if mask is None:
+        return rng.integers(form.count).reshape(form.shape)
+    allowed = [np.flatnonzero(part) for part in np.split(mask, np.cumsum(form.count)[:-1])]
+    return np.array([which[rng.integers(len(which))] for which in allowed]).reshape(form.shape)
 
 
 def largest_divisor(num_envs: int, limit: int) -> int:

@@ -65,7 +65,8 @@ class EnvPoolEnvironment:
         try:
             with _quiet():
                 spec = envpool.make_spec(self._task, **kwargs)
-                layout = layout_of(spec.gymnasium_observation_space, spec.gymnasium_action_space, ())
+                stack = getattr(spec.config, "stack_num", getattr(spec.config, "frame_stack", 1))  # pictures, numbers
+                layout = layout_of(spec.gymnasium_observation_space, spec.gymnasium_action_space, (), stack)
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"EnvPool does not take these options of {env}: {dict(kwargs)} ({error})") from error
         self._layout = replace(layout, leaves=tuple(_unbounded(leaf) for leaf in layout.leaves))
@@ -181,7 +182,7 @@ def _encode(leaf: Leaf, values: Any) -> Tensor:
     for key in leaf.path:
         values = values[key]
     if not leaf.count:
-        return torch.from_numpy(np.array(values, dtype=leaf.dtype))
+        return torch.from_numpy(np.array(values, dtype=leaf.dtype).reshape(len(values), *leaf.shape))
     chosen = np.reshape(values, (len(values), -1)) - np.asarray(leaf.start)
     offset = np.cumsum((0, *leaf.count[:-1]))
     rows = np.zeros((len(values), *leaf.shape), leaf.dtype)

@@ -9,16 +9,19 @@ import contextlib
 import importlib
 import inspect
 import pkgutil
+import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium import wrappers
 
 from greenroom.envs.board import Board
 from greenroom.envs.snapshot import capture, restore
-from greenroom.envs.spaces import Array, Layout, Mismatch, layout_of
+from greenroom.envs.spaces import MASK, Array, Layout, Leaf, Mismatch, is_mask, layout_of, leaves_a_choice
 from greenroom.errors import EnvironmentFault, UserError, nearest
 
 Source = str | Callable[..., Any]
@@ -26,6 +29,11 @@ Source = str | Callable[..., Any]
 
 _PLUGINS = {"ALE": ("ale_py", "ale-py")}  # namespace of ids → module that registers them, package that provides it
 _MAKE_OPTIONS = frozenset({"max_episode_steps", "render_mode"})  # taken by gymnasium.make itself
+_EXTRAS = ("box2d", "mujoco")  # of greenroom, called as Gymnasium calls its own
+_SEE_THROUGH = {wrappers.OrderEnforcing, wrappers.PassiveEnvChecker, wrappers.RecordEpisodeStatistics}
+_SEE_THROUGH |= {wrappers.TimeLimit, wrappers.ClipAction, wrappers.RescaleAction, wrappers.TransformAction}
+_SEE_THROUGH |= {wrappers.ClipReward, wrappers.NormalizeReward, wrappers.TransformReward}
+"""Wrappers that hand on every observation as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +64,7 @@ class Factory:
         except UserError:
             raise
         except gymnasium.error.DependencyNotInstalled as error:
-            raise UserError(f"{self.name} needs a package that is not installed: {error}") from error
+            raise self._lacking(error) from error
         except Exception as error:
             raise UserError(f"{self.name} could not be built: {type(error).__name__}: {error}") from error
         if not isinstance(env, gymnasium.Env):
@@ -67,6 +75,14 @@ class Factory:
     def signature(self) -> Callable[..., Any]:
         """The callable whose parameters the environment's own arguments are."""
         return self._creator()[1]
+
+    def _lacking(self, error: Exception) -> UserError:
+        """The error for a package that Gymnasium misses."""
+        asked = re.search(r"gymnasium\[([\w-]+)\]", str(error))
+        if asked and asked[1] in _EXTRAS:
+            extra = asked[1]
+            return UserError(f'{self.name} needs the extra "{extra}": pip install "greenroom[{extra}]" ({error})')
+        return UserError(f"{self.name} needs a package that is not installed: {error}")
 
     def _creator(self) -> tuple[Callable[..., Any], Callable[..., Any], frozenset[str]]:
         """What to call, whose signature to believe, and keywords accepted besides that signature."""
@@ -99,7 +115,10 @@ class Factory:
 
         entry = gymnasium.registry[env_id].entry_point
         try:
-            signature_of = pkgutil.resolve_name(entry) if isinstance(entry, str) else entry
+            with warnings.catch_warnings():
+                # Box2D's import warns from C code, which crashes where warnings are errors.
+                warnings.filterwarnings("ignore", "builtin type .* has no __module__ attribute", DeprecationWarning)
+                signature_of = pkgutil.resolve_name(entry) if isinstance(entry, str) else entry
         except (ImportError, gymnasium.error.DependencyNotInstalled):
             signature_of = None  # building it will name the missing package
         return make, signature_of or make, _MAKE_OPTIONS
@@ -142,9 +161,36 @@ def _module(name: str, culprit: str) -> Any:
         raise UserError(f"{culprit}: importing {name!r} raised {type(error).__name__}: {error}") from error
 
 
-def layout_of_env(env: gymnasium.Env[Any, Any]) -> Layout:
-    """Describe one environment; its signals are the names in `metadata["signals"]`."""
-    return layout_of(env.observation_space, env.action_space, tuple((env.metadata or {}).get("signals", ())))
+def layout_of_env(env: gymnasium.Env[Any, Any], index: int) -> Layout:
+    """Describe environment number `index`; its signals are the names in `metadata["signals"]`.
+
+    Where actions may be masked but no observation brings a mask, the environment is reset to see whether its infos do:
+    no space and no metadata would tell.
+    """
+    signals = tuple((env.metadata or {}).get("signals", ()))
+    layout = layout_of(env.observation_space, env.action_space, signals, _frame_stack(env))
+    if layout.action.kind == "bounded" or layout.mask is not None:
+        return layout
+    _, info = _reset(env, 0, f"environment {index}, first reset")
+    return layout.with_info_mask(info[MASK]) if isinstance(info, Mapping) and MASK in info else layout
+
+
+def _frame_stack(env: gymnasium.Env[Any, Any]) -> int:
+    """How many frames an observation certainly consists of."""
+    while type(env) in _SEE_THROUGH and isinstance(env, gymnasium.Wrapper):
+        env = env.env
+    return env.stack_size if type(env) is wrappers.FrameStackObservation else 1
+
+
+def _reset(env: gymnasium.Env[Any, Any], seed: int | None, where: str) -> tuple[Any, Any]:
+    """Observation and info of a reset; `where` begins the message of what is wrong with it."""
+    try:
+        answer = env.reset(seed=seed)
+    except Exception as error:
+        raise EnvironmentFault(f"{where}: reset raised {type(error).__name__}: {error}") from error
+    if not (isinstance(answer, tuple) and len(answer) == 2):
+        raise EnvironmentFault(f"{where}: reset returned {_form(answer)}, not the pair (observation, info)")
+    return answer
 
 
 class Actor:
@@ -161,13 +207,7 @@ class Actor:
         """Start an episode; with a seed, also restart the environment's own random numbers."""
         if seed is not None:
             self.step_count = 0
-        try:
-            answer = self._env.reset(seed=seed)
-        except Exception as error:
-            raise self._fault(f"reset raised {type(error).__name__}: {error}") from error
-        if not (isinstance(answer, tuple) and len(answer) == 2):
-            raise self._fault(f"reset returned {_form(answer)}, not the pair (observation, info)")
-        self._write(self._obs, answer[0])
+        self._write(self._obs, *_reset(self._env, seed, self._where))
 
     def step(self) -> None:
         """Take the action in this actor's row and write what came of it."""
@@ -190,21 +230,28 @@ class Actor:
                 raise self._fault(f"info has no {name!r}, which the environment's metadata declares as a signal")
             board.signals[row, index] = self._number(f"signal {name!r}", info[name])
         if terminated or truncated:
-            self._write(self._final, obs)
-            self.check_finite(self._final)
+            self._write(self._final, obs, info)
+            self._check(self._final)
             self.reset(None)
         else:
-            self._write(self._obs, obs)
+            self._write(self._obs, obs, info)
 
-    def check_finite(self, rows: list[tuple[Any, Array]] | None = None) -> None:
-        """Raise if an observation (by default the present one) holds NaN or infinity."""
-        for leaf, row in rows or self._obs:
+    def check(self) -> None:
+        """Raise if the present observation holds NaN or infinity, or its mask is none to act with."""
+        self._check(self._obs)
+        for leaf, row in self._obs:
+            if leaf.name == MASK and not leaves_a_choice(row, self._layout.action.count):
+                raise self._fault(f"{leaf.title} allows no action; end the episode where there is nothing left to do")
+
+    def _check(self, rows: list[tuple[Leaf, Array]]) -> None:
+        for leaf, row in rows:
             if not np.isfinite(row).all():
-                part = f"observation {leaf.name!r}" if leaf.name else "the observation"
-                fault = f"{part} holds NaN or infinity"
+                fault = f"{leaf.title} holds NaN or infinity"
                 if not np.isfinite(self._action).all():
                     fault += "; so did the action that it was given: training has diverged, lower the learning rate"
                 raise self._fault(fault)
+            if leaf.name == MASK and not is_mask(row):
+                raise self._fault(f"{leaf.title} holds other numbers than 0 (forbidden) and 1 (allowed)")
 
     def capture(self) -> dict[str, Any]:
         """The environment's state as plain values (see `snapshot.capture`)."""
@@ -219,10 +266,10 @@ class Actor:
         """Close the environment."""
         self._env.close()
 
-    def _write(self, rows: list[tuple[Any, Array]], obs: Any) -> None:
+    def _write(self, rows: list[tuple[Leaf, Array]], obs: Any, info: Any) -> None:
         try:
             for leaf, row in rows:
-                leaf.write(row, obs)
+                leaf.write(row, obs, info)
         except Mismatch as error:
             raise self._fault(str(error)) from None
 
@@ -237,8 +284,12 @@ class Actor:
             raise self._fault(f"{what} is {number}")
         return number
 
+    @property
+    def _where(self) -> str:
+        return f"environment {self.index}, step {self.step_count}"
+
     def _fault(self, what: str) -> EnvironmentFault:
-        return EnvironmentFault(f"environment {self.index}, step {self.step_count}: {what}")
+        return EnvironmentFault(f"{self._where}: {what}")
 
 
 class Cast:
@@ -250,7 +301,7 @@ class Cast:
         try:
             for index in range(first, first + count):
                 self._envs.append(factory.build())
-                layout = layout_of_env(self._envs[-1])
+                layout = layout_of_env(self._envs[-1], index)
                 if index == first:
                     self.layout = layout
                 elif layout != self.layout:
@@ -262,20 +313,21 @@ class Cast:
     def enter(self, board: Board) -> None:
         """Take the rows of `board`; call once, before `reset`."""
         self._rows = [rows[self._first : self._first + len(self._envs)] for rows in board.obs]
+        self._mask = None if self.layout.mask is None else self._rows[self.layout.mask]
         self._actors = [Actor(env, self.layout, self._first + i, board) for i, env in enumerate(self._envs)]
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Start every environment anew, each with its seed."""
         for actor, seed in zip(self._actors, seeds, strict=True):
             actor.reset(seed)
-        self._check_finite()
+        self._check()
 
     def step(self) -> Iterator[int]:
         """Step every environment once; yields the index of each before it is stepped."""
         for actor in self._actors:
             yield actor.index
             actor.step()
-        self._check_finite()
+        self._check()
 
     def capture(self) -> list[dict[str, Any]]:
         """The state of every environment; raises `snapshot.NotSnapshotable` where there is no way."""
@@ -293,10 +345,14 @@ class Cast:
                 env.close()
         self._envs, self._actors = [], []
 
-    def _check_finite(self) -> None:
-        if not all(np.isfinite(rows).all() for rows in self._rows):
+    def _check(self) -> None:
+        """Look at all present observations at once, and only where something is wrong at each."""
+        fine = all(np.isfinite(rows).all() for rows in self._rows)
+        if fine and self._mask is not None:
+            fine = is_mask(self._mask) and leaves_a_choice(self._mask, self.layout.action.count)
+        if not fine:
             for actor in self._actors:
-                actor.check_finite()
+                actor.check()
 
 
 def _form(answer: Any) -> str:

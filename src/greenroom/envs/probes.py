@@ -1,19 +1,19 @@
 """Probe tasks: the smallest environments that an algorithm with one particular mistake cannot learn.
 
 Each isolates one ability and has an exactly known answer, so that a failing probe names the broken part. All have a
-handful of situations; an episode starts in one of `starts`, each as likely.
+handful of situations; an episode starts in one of `starts`, each as likely, and nothing else is left to chance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from greenroom.envs.model import State, Transition
-from greenroom.spec import ActionSpec, ArraySpec, Bounded, Discrete, EnvSpec, MultiDiscrete
+from greenroom.spec import MASK, ActionSpec, ArraySpec, Bounded, Discrete, EnvSpec, MultiDiscrete
 from greenroom.types import Obs, map_obs
 
 Outcome = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -27,7 +27,7 @@ class ProbeModel:
     name: str
     """What it is called in the registry."""
     obs: Obs
-    """`[N, ...]`: what is seen in each situation."""
+    """`[N, ...]`: what is seen in each situation, and the mask if there is one."""
     action: ActionSpec
     """The actions on offer."""
     starts: tuple[int, ...]
@@ -43,11 +43,10 @@ class ProbeModel:
     def spec(self) -> EnvSpec:
         """What one environment looks like."""
         if isinstance(self.obs, dict):
-            return EnvSpec(
-                name=self.name,
-                obs={name: ArraySpec(shape=tuple(part.shape[1:])) for name, part in self.obs.items()},
-                action=self.action,
-            )
+            parts = {name: ArraySpec(shape=tuple(part.shape[1:])) for name, part in self.obs.items()}
+            if MASK in parts:
+                parts[MASK] = replace(parts[MASK], low=0.0, high=1.0)
+            return EnvSpec(name=self.name, obs=parts, action=self.action)
         return EnvSpec(name=self.name, obs=ArraySpec(shape=tuple(self.obs.shape[1:])), action=self.action)
 
     @property
@@ -88,6 +87,8 @@ class Probe:
     """gamma to float32 `[N]`: what each situation is worth under the optimal policy."""
     best_action: Tensor | None
     """`[N, ...]`: the only optimal action in each, in the environment's units; None if any action is as good."""
+    needs_memory: bool = False
+    """Whether situations look alike and are told apart only by what was seen since the episode's first step."""
 
 
 def _same(*values: float) -> Callable[[float], Tensor]:
@@ -245,6 +246,58 @@ def dict_observation() -> Probe:
     return Probe(model=model, value=_same(1.0, 1.0, 1.0, 1.0), best_action=wanted)
 
 
+def mask() -> Probe:
+    """Cut after every single step; solvable only if masks are obeyed when acting, learning and bootstrapping.
+
+    Nothing terminates, and every action leads to the narrow place (seen: 0), where action 2 is forbidden, action 1 is
+    free and action 0 costs 1. In the open (−1 or 1) everything is allowed; action 2 pays 1, the others nothing. So
+    V(narrow) = 0 by action 1, V(open) = 1 by action 2. What the open teaches about action 2 is true in between as well:
+    in the narrow place, too, it would pay 1, which makes V = 1/(1−gamma) everywhere. Whoever acts without the mask
+    takes it; whoever bootstraps from all of Q counts on it; and whoever compares an unmasked probability to a masked
+    one (the ratio of PPO and V-trace) soon learns nothing there, because action 2 has nearly all of it.
+    """
+    pays = torch.tensor([[0.0, 0.0, 1.0], [-1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    model = ProbeModel(
+        name="probe-mask",
+        obs={"seen": _rows(-1.0, 0.0, 1.0), MASK: torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])},
+        action=Discrete(n=3),
+        starts=(0, 1, 2),
+        horizon=1,
+        outcome=lambda at, action: (pays.to(at.device)[at, action], torch.ones_like(at)),
+    )
+    return Probe(model=model, value=_same(1.0, 0.0, 1.0), best_action=torch.tensor((2, 1, 2)))
+
+
+def memory() -> Probe:
+    """The first of three steps shows −1, 0 or 1, which is to be remembered: the others show 0.
+
+    At every step the action that the first one asked for (0, 1, 2) pays 1, any other costs 1, so that
+    V = (1 + gamma + gamma², 1 + gamma, 1) whatever was shown. Without memory there is but one answer for all that shows
+    0. An episode that begins with 0 looks like the last one going on: whoever keeps the state beyond an episode's end
+    answers what that one asked for.
+    """
+    steps, cues = 3, 3
+    seen = torch.zeros(cues, steps)
+    seen[:, 0] = torch.tensor((-1.0, 0.0, 1.0))
+    model = ProbeModel(
+        name="probe-memory",
+        obs=seen.reshape(-1, 1),
+        action=Discrete(n=cues),
+        starts=tuple(range(0, cues * steps, steps)),
+        final=tuple(range(steps - 1, cues * steps, steps)),
+        outcome=lambda at, action: (
+            1 - 2 * (action != at // steps).float(),
+            torch.where(at % steps < steps - 1, at + 1, at),
+        ),
+    )
+    return Probe(
+        model=model,
+        value=lambda gamma: torch.tensor((1 + gamma + gamma**2, 1 + gamma, 1.0)).repeat(cues),
+        best_action=torch.arange(cues).repeat_interleave(steps),
+        needs_memory=True,
+    )
+
+
 PROBES: dict[str, Probe] = {
     probe.model.name: probe
     for probe in (
@@ -257,6 +310,8 @@ PROBES: dict[str, Probe] = {
         continuous(),
         multi_discrete(),
         dict_observation(),
+        mask(),
+        memory(),
     )
 }
 """All probes by the name under which the device stage knows them."""

@@ -105,7 +105,7 @@ def _has_own_state(value: Any) -> bool:
 
 
 def _mujoco(value: Any, kind: str) -> bool:
-    return type(value).__module__.startswith("mujoco.") and type(value).__name__ == kind
+    return _module(value).startswith("mujoco.") and type(value).__name__ == kind
 
 
 def _name(value: Any) -> str:
@@ -140,7 +140,8 @@ class _Capture:
         self._keep.append(value)
         node = self._node(value, path)
         if node is None:
-            raise NotSnapshotable(f"{path} ({type(value).__module__}.{type(value).__qualname__}) cannot be captured")
+            kind = _name(type(value)).strip(":").replace(":", ".")
+            raise NotSnapshotable(f"{path} ({kind}) cannot be captured")
         return {"id": number, **node}
 
     def _node(self, value: Any, path: str) -> dict[str, Any] | None:
@@ -343,4 +344,8 @@ def _mujoco_data(node: dict[str, Any], live: Any) -> Any:
 
 
 def _is_env_spec(value: Any) -> bool:
-    return type(value).__module__ == "gymnasium.envs.registration"
+    return _module(value) == "gymnasium.envs.registration"
+
+
+def _module(value: Any) -> str:
+    return getattr(type(value), "__module__", "")  # types of SWIG's have none

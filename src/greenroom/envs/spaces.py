@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from greenroom.errors import UserError
 
 Array = NDArray[Any]
+
+MASK = "action_mask"  # spec.MASK, without torch
 
 
 class Mismatch(Exception):
@@ -43,24 +45,32 @@ class Leaf:
     """For categories: the lowest value of each …"""
     count: tuple[int, ...] = ()
     """… and how many values each may take. They are written as concatenated one-hot vectors."""
+    stack: int = 1
+    """Frames that the first axis holds (`spec.ArraySpec.stack`)."""
+    in_info: bool = False
+    """Whether the value comes in the info that belongs to the observation, and not in the observation."""
 
-    def write(self, row: Array, observation: Any) -> None:
-        """Encode this leaf's part of `observation` into `row`.
+    def write(self, row: Array, observation: Any, info: Any) -> None:
+        """Encode this leaf's part of `observation`, or of the `info` that came with it, into `row`.
 
         Raises:
             Mismatch: The value is missing, has another shape or type, or lies outside its categories.
         """
-        value = observation
+        value = info if self.in_info else observation
         for key in self.path:
             try:
                 value = value[key]
             except (KeyError, IndexError, TypeError) as error:
-                raise Mismatch(f"{self._title} is missing") from error
-        array = np.asarray(value)
+                raise Mismatch(f"{self.title} is missing{self._remedy}") from error
+        try:
+            array = _flat(value) if self.name == MASK else np.asarray(value)
+        except ValueError as error:  # lists of unequal lengths
+            raise Mismatch(f"{self.title} is no array: {error}") from error
         if array.shape != self.given:
-            raise Mismatch(f"{self._title} has shape {array.shape}, but its space says {self.given}")
+            known = "the first one had" if self.in_info else "its space says"
+            raise Mismatch(f"{self.title} has shape {array.shape}, but {known} {self.given}")
         if array.dtype.kind not in "fiub" or (self.dtype == "uint8" and array.dtype != np.uint8):
-            raise Mismatch(f"{self._title} has type {array.dtype}, but its space asks for {self.dtype}")
+            raise Mismatch(f"{self.title} has type {array.dtype}, but its space asks for {self.dtype}")
         if not self.count:
             row[...] = array
             return
@@ -68,13 +78,20 @@ class Leaf:
         offset = 0
         for chosen, start, count in zip(array.reshape(-1).tolist(), self.start, self.count, strict=True):
             if chosen != int(chosen) or not start <= chosen < start + count:
-                raise Mismatch(f"{self._title} holds {chosen}, outside {start} … {start + count - 1}")
+                raise Mismatch(f"{self.title} holds {chosen}, outside {start} … {start + count - 1}")
             row[offset + int(chosen) - start] = 1
             offset += count
 
     @property
-    def _title(self) -> str:
+    def title(self) -> str:
+        """What people call it."""
+        if self.in_info:
+            return f"info[{self.name!r}]"
         return f"observation {self.name!r}" if self.name else "the observation"
+
+    @property
+    def _remedy(self) -> str:
+        return "; the first reset gave one, so every reset and every step must" if self.in_info else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,21 +137,106 @@ class Layout:
         """Whether the observation is a dict of arrays rather than one."""
         return bool(self.leaves[0].name)
 
+    @property
+    def mask(self) -> int | None:
+        """Which leaf is the mask of allowed actions, if there is one."""
+        return next((number for number, leaf in enumerate(self.leaves) if leaf.name == MASK), None)
 
-def layout_of(observation: Any, action: Any, signals: tuple[str, ...]) -> Layout:
+    def with_info_mask(self, mask: Any) -> Layout:
+        """The same, with a mask that comes in every info; `mask` is one of them.
+
+        Raises:
+            UserError: It does not fit the actions.
+        """
+        try:
+            leaf = _mask_leaf(_flat(mask).size, self.action, in_info=True)
+        except ValueError as error:
+            raise UserError(f"info[{MASK!r}] is no array: {error}") from error
+        # An observation that was a single array needs a name beside the mask.
+        return replace(self, leaves=(*(part if part.name else replace(part, name="obs") for part in self.leaves), leaf))
+
+
+def layout_of(observation: Any, action: Any, signals: tuple[str, ...], stack: int = 1) -> Layout:
     """Describe an environment by its two Gymnasium spaces and the names of its signals.
+
+    A part of the observation called `action_mask` is the mask of allowed actions.
+
+    Args:
+        observation: The observation space.
+        action: The action space.
+        signals: Names of numbers in the info of every step.
+        stack: How many frames the first axis of every array of the observation holds.
 
     Raises:
         UserError: A space that greenroom cannot turn into arrays; the message says what to do.
     """
-    leaves = tuple(_leaves(observation, ()))
-    if not leaves:
-        raise UserError("the observation space is an empty Dict or Tuple; give it at least one part")
+    leaves, form = tuple(_leaves(observation, ())), action_form(action)
     names = [leaf.name for leaf in leaves]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise UserError(f"two parts of the observation space are both called {min(twice)!r} once flattened; rename one")
-    return Layout(leaves=leaves, action=action_form(action), signals=signals)
+    seen = tuple(
+        replace(leaf, stack=stack) if leaf.shape and leaf.shape[0] % stack == 0 else leaf
+        for leaf in leaves
+        if leaf.path[:1] != (MASK,)
+    )
+    if not seen:
+        raise UserError("the observation space shows nothing; give it at least one part besides any 'action_mask'")
+    if len(seen) < len(leaves):
+        seen = (*seen, _mask_leaf(_mask_size(observation[MASK]), form, in_info=False))
+    return Layout(leaves=seen, action=form, signals=signals)
+
+
+def is_mask(mask: Array) -> bool:
+    """Whether all numbers are 0 or 1."""
+    return bool(((mask == 0) | (mask == 1)).all())
+
+
+def leaves_a_choice(mask: Array, count: tuple[int, ...]) -> bool:
+    """Whether every row of `mask`, `[..., sum(count)]`, allows an action for each of the choices."""
+    return bool(np.maximum.reduceat(mask, np.cumsum((0, *count[:-1])), axis=-1).all())
+
+
+def _flat(mask: Any) -> Array:
+    """A mask as one row. For several choices Gymnasium's own form is a tuple with one array for each."""
+    if isinstance(mask, tuple | list):
+        return np.concatenate([np.ravel(part) for part in mask]) if mask else np.zeros(0)
+    return np.ravel(mask)
+
+
+def _mask_leaf(size: int, form: ActionForm, *, in_info: bool) -> Leaf:
+    leaf = Leaf(
+        name=MASK,
+        shape=(size,),
+        dtype="float32",
+        low=0.0,
+        high=1.0,
+        path=(MASK,),
+        given=(size,),
+        in_info=in_info,
+    )
+    if size != sum(form.count):
+        needed = f"of {sum(form.count)} numbers, one for each action" if form.count else "only of discrete actions"
+        raise UserError(
+            f"{leaf.title} has {size} numbers. It is taken for the mask of allowed actions, which there can be "
+            f"{needed}; correct it, or, if it is something else, call it something else"
+        )
+    return leaf
+
+
+def _mask_size(space: Any) -> int:
+    """How many numbers a space holds that is fit for a mask."""
+    if isinstance(space, spaces.Tuple):
+        return sum(_mask_size(part) for part in space.spaces)
+    binary = isinstance(space, spaces.MultiBinary)
+    binary |= isinstance(space, spaces.Box) and bool((space.low >= 0).all() and (space.high <= 1).all())
+    binary |= isinstance(space, spaces.MultiDiscrete) and bool((space.nvec == 2).all() and (space.start == 0).all())
+    if not binary:
+        raise UserError(
+            f"the observation's 'action_mask' is taken for the mask of allowed actions, but its space is {space}; make "
+            "it MultiBinary(number of actions), or, if it is something else, call it something else"
+        )
+    return math.prod(space.shape)
 
 
 def _leaves(space: Any, path: tuple[str | int, ...]) -> Iterator[Leaf]:

@@ -26,7 +26,7 @@ def spec_of(layout: Layout, name: str) -> EnvSpec:
 
 
 def _array_spec(leaf: Leaf) -> ArraySpec:
-    return ArraySpec(shape=leaf.shape, dtype=getattr(torch, leaf.dtype), low=leaf.low, high=leaf.high)
+    return ArraySpec(shape=leaf.shape, dtype=getattr(torch, leaf.dtype), low=leaf.low, high=leaf.high, stack=leaf.stack)
 
 
 def _action_spec(form: ActionForm) -> ActionSpec:

@@ -73,3 +73,23 @@ def vtrace(
     """
     rho, c = ratio.clamp(max=rho_max), lam * ratio.clamp(max=c_max)
     return corrected_advantage(reward, discount, cut, value, next_value, rho=rho, c=c)
+
+
+def vtrace_advantage(
+    reward: Tensor,
+    discount: Tensor,
+    cut: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    ratio: Tensor,
+    target: Tensor,
+    rho_max: float = 1.0,
+) -> Tensor:
+    """`ρ[t]·(r[t] + discount[t]·v[t+1] - V(x[t]))` with V-trace's own `target` v (IMPALA, section 4.2).
+
+    Where an episode is cut and at the segment's end v[t+1] is `next_value`. With all ratios 1 and lam 1 this is
+    `n_step_advantage`.
+    """
+    inside = torch.cat([target[1:], next_value[-1:]])
+    following = torch.where(cut, next_value, inside)
+    return ratio.clamp(max=rho_max) * (reward + discount * following - value)

@@ -1,0 +1,107 @@
+"""Collecting while learning: the next rollouts are made in a thread, always the same number of updates behind.
+
+The learner takes rollout k when it has done k updates. At that moment the collection of rollout k + lag is ordered,
+with the weights as they are: what acts is then exactly `lag` updates behind what learns, however fast either is, and
+the same seed gives the same bits. GA3C and IMPALA leave their queues to chance; here the lag is a number one chooses.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from greenroom.acting import Collector
+from greenroom.policy import Policy
+from greenroom.types import Episodes, Rollout
+
+_ACTING_THREADS = 1
+"""CPU threads for tensor operations of the acting thread: the learner has the others."""
+
+
+class Overlapped:
+    """Endless iterator of rollouts, collected by `make_collector(policy)` beside the learner of `policy`."""
+
+    def __init__(self, make_collector: Callable[[Policy], Collector], policy: Policy, *, lag: int) -> None:
+        self.version, self.lag = 0, lag
+        self._learned = _tensors(policy)
+        acting = copy.deepcopy(policy)
+        self._acted = _tensors(acting)
+        self._collector = make_collector(acting)
+        self._waited = 0.0
+        self._queue: deque[Future[Rollout]] = deque()
+        threads = torch.get_num_threads()
+        self._worker = ThreadPoolExecutor(1, "collect", initializer=torch.set_num_threads, initargs=(_ACTING_THREADS,))
+        self._worker.submit(lambda: None).result()
+        torch.set_num_threads(max(1, threads - _ACTING_THREADS))
+
+    @property
+    def time_split(self) -> dict[str, float]:
+        """`env` and `act` pass in the thread, beside `learn`; `wait` is the learner's."""
+        return {**self._collector.time_split, "wait": self._waited}
+
+    def __next__(self) -> Rollout:
+        """Order the rollout that the weights as they are will act for, and wait for the oldest one."""
+        while len(self._queue) <= self.lag:
+            weights = [part.detach().clone() for part in self._learned]
+            self._queue.append(self._worker.submit(self._collect, weights, self.version))
+        start = time.perf_counter()
+        rollout = self._queue.popleft().result()
+        self._waited += time.perf_counter() - start
+        return rollout
+
+    def _collect(self, weights: list[Tensor], version: int) -> Rollout:
+        with torch.no_grad():
+            for mine, theirs in zip(self._acted, weights, strict=True):
+                mine.copy_(theirs)
+        self._collector.version = version
+        return next(self._collector)
+
+    @property
+    def can_snapshot(self) -> bool:
+        """Whether a resumed run continues the very same episodes."""
+        return self._collector.can_snapshot
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where acting stands, and the rollouts that wait for the learner. Waits until they are collected."""
+        queue = [_to_dict(waiting.result()) for waiting in self._queue]
+        return {"collector": self._collector.state_dict(), "queue": queue, "version": self.version}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
+        self._collector.load_state_dict(state["collector"])
+        self.version = state["version"]
+        self._queue = deque(_done(_from_dict(saved)) for saved in state["queue"])
+
+    def close(self) -> None:
+        """End the thread, then close all environments."""
+        self._worker.shutdown(cancel_futures=True)
+        self._collector.close()
+
+
+def _tensors(policy: Policy) -> list[Tensor]:
+    """Parameters and buffers, the very tensors."""
+    return list(policy.state_dict().values())
+
+
+def _done(rollout: Rollout) -> Future[Rollout]:
+    future: Future[Rollout] = Future()
+    future.set_result(rollout)
+    return future
+
+
+def _to_dict(rollout: Rollout) -> dict[str, Any]:
+    values = {item.name: getattr(rollout, item.name) for item in dataclasses.fields(rollout)}
+    episodes = {item.name: getattr(rollout.episodes, item.name) for item in dataclasses.fields(rollout.episodes)}
+    return values | {"episodes": episodes}
+
+
+def _from_dict(saved: dict[str, Any]) -> Rollout:
+    return Rollout(**saved | {"episodes": Episodes(**saved["episodes"])})

@@ -1,0 +1,79 @@
+"""Probe tasks with continuous actions, and how the algorithms for them are tried: values and actions known exactly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from greenroom.acting import Collector
+from greenroom.algorithms.critics import CriticConfig
+from greenroom.algorithms.replaying import Drawing
+from greenroom.algorithms.targets import TargetNetwork
+from greenroom.envs.device import DeviceEnvironment
+from greenroom.envs.probes import PROBES, Probe, ProbeModel
+from greenroom.networks import Mlp
+from greenroom.optim import Adam
+from greenroom.policy import PolicyConfig
+from greenroom.replay import ReplayConfig
+from greenroom.spec import Bounded
+
+GAMMA, NUM_ENVS, LENGTH = 0.6, 32, 4
+CRITICS = CriticConfig(
+    gamma=GAMMA,
+    drawing=Drawing(batch_size=128, replay_ratio=4.0, learning_starts=256),
+    replay=ReplayConfig(capacity=20_000),
+    target=TargetNetwork(target_every=1, tau=0.05),
+)
+"""Learns a probe within a few hundred updates."""
+ADAM = Adam(learning_rate=5e-3)
+VALUE_TOLERANCE, ACTION_TOLERANCE = 0.05, 0.1
+
+_ACTION = Bounded(shape=(1,), low=(-1.0,), high=(3.0,))
+_BEST = torch.tensor([[-0.5], [0.25], [2.0]])
+
+
+def _probe(name: str, earns: tuple[float, ...], leads_to: tuple[int, ...], worth: Any, **ends: Any) -> Probe:
+    """Situation k earns `earns[k]`, less the squared distance of the action from `_BEST[k]`, and leads to another."""
+    count = len(earns)
+
+    def outcome(at: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.tensor(earns)[at] - (action - _BEST[at]).square().sum(1), torch.tensor(leads_to)[at]
+
+    seen = torch.linspace(-1.0, 1.0, count)[:, None]
+    model = ProbeModel(name=name, obs=seen, action=_ACTION, outcome=outcome, **{"starts": tuple(range(count)), **ends})
+    return Probe(model=model, value=lambda gamma: torch.tensor(worth(gamma)), best_action=_BEST[:count])
+
+
+BOUNDED_PROBES = {
+    probe.model.name: probe
+    for probe in (
+        PROBES["probe-continuous"],
+        # Reward 0, then 1, then the end: the discount, and the order in time.
+        _probe("delayed", (0.0, 1.0), (1, 1), lambda gamma: (gamma, 1.0), starts=(0,), final=(1,)),
+        # Cut after every step, and nothing ever terminates: poor stays poor, rich stays rich, the last becomes rich.
+        _probe(
+            "truncation", (0.0, 1.0, 0.0), (0, 1, 1), lambda g: (0.0, 1.0 / (1 - g), g / (1 - g)), horizon=1
+        ),
+        # Ended after every step, but the last thing seen is the situation that earns 2.
+        _probe("termination", (0.0, 2.0), (1, 1), lambda gamma: (0.0, 2.0), final=(0, 1)),
+    )
+}
+
+
+def learn(config: Any, probe: Probe, rollouts: int) -> tuple[Tensor, Tensor]:
+    """Train on a probe. Returns the greedy action in each of its N situations, `[N, D]`, and its value, `[N]`."""
+    env = DeviceEnvironment(probe.model, NUM_ENVS)
+    torch.manual_seed(0)
+    settings = PolicyConfig(network=Mlp(hidden=(32, 32), activation="relu"))
+    policy = config.policy(settings, env.spec, "float32")
+    total = rollouts * LENGTH * NUM_ENVS
+    algorithm = config.build(policy, spec=env.spec, num_envs=NUM_ENVS, rollout_length=LENGTH, total_steps=total, seed=0)
+    collector = Collector([env], policy, rollout_length=LENGTH, seed=0, device=torch.device("cpu"))
+    for _ in range(rollouts):
+        algorithm.learn(next(collector))
+    with torch.no_grad():
+        action, _ = policy(probe.model.obs, {})
+        value = algorithm.critics.online(policy.normalizer(probe.model.obs), policy.to_unit(action))
+    return action, value.amin(0)

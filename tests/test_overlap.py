@@ -1,0 +1,235 @@
+"""Collecting while learning: the lag is exact, the bits repeat, nothing is overwritten, faults come through."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fakes import CopyableEnvironment, ScriptedEnvironment
+from greenroom.acting import Collector
+from greenroom.algorithms.actor_critic import VTraceConfig
+from greenroom.algorithms.ppo import PPOConfig
+from greenroom.config import RunConfig
+from greenroom.envs.base import Environment
+from greenroom.networks import Mlp
+from greenroom.overlap import Overlapped
+from greenroom.policy import PolicyConfig
+from greenroom.training import Run, train
+from greenroom.types import Decision, Obs, Rollout, State, Step
+
+
+class Weighty(nn.Module):
+    """Its extras tell the weight it acted with, and how many actions it has taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def initial_state(self, num_envs: int) -> State:
+        return {"count": torch.zeros(num_envs)}
+
+    def act(self, obs: Obs, state: State, generator: torch.Generator | None) -> Decision:
+        assert isinstance(obs, Tensor)
+        extras = {"weight": self.weight.detach().expand(len(obs)), "count": state["count"].clone()}
+        return Decision(action=torch.arange(len(obs)), extras=extras, state={"count": state["count"] + 1})
+
+
+def overlapped(env: Environment, policy: Any, lag: int) -> Overlapped:
+    def make(acting: Any) -> Collector:
+        return Collector([env], acting, rollout_length=4, seed=0, device=torch.device("cpu"), memories=lag + 1)
+
+    return Overlapped(make, policy, lag=lag)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Overlapping divides the processor's threads; give them back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("collect")]
+
+
+pytestmark = pytest.mark.usefixtures("threads")
+
+
+@pytest.mark.parametrize("lag", [1, 3])
+def test_what_acts_is_exactly_so_many_updates_behind(lag: int) -> None:
+    policy = Weighty()
+    source = overlapped(ScriptedEnvironment([0, 1], [2, 3]), policy, lag)
+    seen = []
+    for update in range(8):
+        rollout = next(source)
+        seen.append((rollout.version, rollout.extras["weight"].unique().tolist()))
+        policy.weight.data.fill_(update + 1.0)  # the learner's update
+        source.version = update + 1
+    source.close()
+    behind = [max(0, update - lag) for update in range(8)]
+    assert seen == [(version, [float(version)]) for version in behind]
+
+
+def test_a_rollout_stays_as_it_was_while_the_next_ones_are_collected() -> None:
+    policy = Weighty()
+    source = overlapped(ScriptedEnvironment([0, 1], [2, 3]), policy, 2)
+    for _ in range(6):
+        rollout = next(source)
+        before = copy.deepcopy(rollout)
+        source.state_dict()  # waits until everything ordered has been collected
+        assert _same(rollout, before)
+    source.close()
+
+
+class Slow(ScriptedEnvironment):
+    """Takes its time, as told."""
+
+    pause = 0.0
+
+    def recv(self) -> Step:
+        time.sleep(self.pause)
+        return super().recv()
+
+
+def test_how_fast_either_side_is_makes_no_difference() -> None:
+    def collected(env_pause: float, learner_pause: float) -> list[Rollout]:
+        env, policy = Slow([0, 1], [2, 3]), Weighty()
+        env.pause = env_pause
+        source = overlapped(env, policy, 2)
+        found = []
+        for update in range(5):
+            found.append(copy.deepcopy(next(source)))
+            time.sleep(learner_pause)
+            policy.weight.data.add_(1.0)
+            source.version = update + 1
+        source.close()
+        return found
+
+    one, other = collected(0.004, 0.0), collected(0.0, 0.02)
+    assert all(_same(*pair) for pair in zip(one, other, strict=True))
+
+
+class Faulty(ScriptedEnvironment):
+    def recv(self) -> Step:
+        if len(self.actions) == 6:
+            raise RuntimeError("environment 1 gave up")
+        return super().recv()
+
+
+def test_a_fault_in_the_thread_reaches_the_learner() -> None:
+    source = overlapped(Faulty([0, 1], [2, 3]), Weighty(), 1)
+    next(source)
+    with pytest.raises(RuntimeError, match="environment 1 gave up"):
+        next(source)
+    source.close()
+
+
+def test_closing_does_not_wait_for_what_nobody_wants() -> None:
+    env = Slow([0], [3])
+    env.pause = 0.05
+    source = overlapped(env, Weighty(), 20)
+    next(source)
+    start = time.perf_counter()
+    source.close()
+    assert time.perf_counter() - start < 2.0  # twenty rollouts would take 4 seconds
+    assert env.is_closed
+
+
+def test_waiting_rollouts_are_part_of_the_state() -> None:
+    def made() -> tuple[Overlapped, Weighty]:
+        policy = Weighty()
+        return overlapped(CopyableEnvironment([0, 1], [2, 3]), policy, 2), policy
+
+    def go_on(source: Overlapped, policy: Weighty, updates: range) -> list[Rollout]:
+        found = []
+        for update in updates:
+            found.append(copy.deepcopy(next(source)))
+            policy.weight.data.fill_(update + 1.0)
+            source.version = update + 1
+        return found
+
+    source, policy = made()
+    go_on(source, policy, range(3))
+    state = copy.deepcopy(source.state_dict())
+    expected = go_on(source, policy, range(3, 9))
+    source.close()
+    resumed, resumed_policy = made()
+    resumed_policy.weight.data.fill_(3.0)
+    resumed.load_state_dict(state)
+    found = go_on(resumed, resumed_policy, range(3, 9))
+    resumed.close()
+    assert all(_same(*pair) for pair in zip(found, expected, strict=True))
+
+
+CONFIG = RunConfig(
+    env="lost-sales",
+    env_kwargs={"horizon": 10},
+    num_envs=8,
+    rollout_length=6,
+    total_steps=12 * 48,
+    collect="overlap",
+    device="cpu",
+    algorithm=PPOConfig(epochs=2, minibatches=3),
+    policy=PolicyConfig(network=Mlp(hidden=(16,)), normalize_obs=True),
+)
+
+
+def _parameters(run: Run) -> list[Tensor]:
+    return [part.clone() for part in run.algorithm.policy.state_dict().values()]
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"lag": 3}, {"algorithm": VTraceConfig()}], ids=["one behind", "three behind", "vtrace"]
+)
+def test_a_run_repeats_and_resumes_bit_for_bit(change: dict[str, Any]) -> None:
+    config = dataclasses.replace(CONFIG, **change)
+    run = Run(config, say=lambda line: None)
+    lags: list[int] = []
+    state: dict[str, Any] = {}
+    for progress in train(run):
+        lags.append(progress.lag)
+        if progress.updates == 5:
+            state = copy.deepcopy(run.state_dict())
+    expected = _parameters(run)
+    run.close()
+    assert lags == [min(update, config.lag) for update in range(12)]
+    for start in ({}, state):
+        again = Run(config, say=lambda line: None)
+        if start:
+            again.load_state_dict(start)
+        for _ in train(again):
+            pass
+        assert all(torch.equal(*pair) for pair in zip(_parameters(again), expected, strict=True))
+        again.close()
+
+
+def test_overlap_is_not_what_sync_does() -> None:
+    """One update behind from the second rollout on: other numbers, as they must be."""
+    found = []
+    for collect in ("sync", "overlap"):
+        run = Run(dataclasses.replace(CONFIG, collect=collect), say=lambda line: None)
+        for _ in train(run):
+            pass
+        found.append(_parameters(run))
+        run.close()
+    assert not all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+def _same(one: Rollout, other: Rollout) -> bool:
+    def tensors(rollout: Rollout) -> list[Tensor]:
+        parts: list[Tensor] = []
+        for item in dataclasses.fields(rollout):
+            value = getattr(rollout, item.name)
+            if isinstance(value, Tensor):
+                parts.append(value)
+            elif isinstance(value, dict):
+                parts += value.values()
+        return [*parts, rollout.episodes.returns, torch.tensor(rollout.version)]
+
+    return all(torch.equal(*pair) for pair in zip(tensors(one), tensors(other), strict=True))
