@@ -47,9 +47,7 @@ def trials_of(chosen: Options) -> list[Trial]:
                 )
             )
             run = chosen.run("sb3", env, algo, seed)
-            trials.append(
-                sb3_trial(chosen, task=task, env=env, algo=algo, seed=seed, run=run, total_steps=total_steps)
-            )
+            trials.append(sb3_trial(chosen, task=task, env=env, algo=algo, seed=seed, run=run, total_steps=total_steps))
     return trials
 
 

@@ -156,9 +156,7 @@ def greenroom_trial(
     )
 
 
-def sb3_trial(
-    chosen: Options, *, task: str, env: str, algo: str, seed: int, run: Path, total_steps: int
-) -> Trial:
+def sb3_trial(chosen: Options, *, task: str, env: str, algo: str, seed: int, run: Path, total_steps: int) -> Trial:
     """A trial of Stable-Baselines3, by commands of the same shape: see `greenroom_trial`.
 
     `algo` is its name in `sb3_settings.SETTINGS`, which has the settings.

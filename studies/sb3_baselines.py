@@ -3,10 +3,8 @@
     python studies/sb3_baselines.py train CartPole-v1 --algo ppo --seed 1 --run-dir RUN
     python studies/sb3_baselines.py evaluate RUN --episodes 100 --seed 1000 --json
 
-The settings are those of RL Baselines3 Zoo (Raffin 2020, https://github.com/DLR-RM/rl-baselines3-zoo;
-hyperparams/a2c.yml at 02846e4, hyperparams/ppo.yml at 00128b5), applied as its `train` applies them; what they leave
-out is Stable-Baselines3's default. The zoo names older versions of the MuJoCo tasks (v3); here the settings are used on
-v5. The evaluation is greenroom's own.
+The settings are those of `sb3_settings.py`, applied as the zoo's `train` applies them. QR-DQN and recurrent PPO are
+sb3-contrib's. The evaluation is greenroom's own.
 """
 
 from __future__ import annotations
@@ -15,125 +13,34 @@ import argparse
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import gymnasium
+import numpy as np
 import torch
-from stable_baselines3 import A2C, PPO
+from sb3_contrib import QRDQN, RecurrentPPO
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import Tensor
 
 import greenroom
+from greenroom.envs.gym import Factory
 from greenroom.examination import evaluation_environment
-from greenroom.types import Decision, Obs
+from greenroom.types import Decision, Obs, State
+from sb3_settings import SETTINGS
 
-ALGORITHMS = {"a2c": A2C, "ppo": PPO}
-
-
-def linear(start: float) -> Callable[[float], float]:
-    """The zoo's `lin_X`: from X to zero over the budget."""
-    return lambda remaining: remaining * start
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """One entry of the zoo."""
-
-    total_steps: int
-    """The zoo's own budget."""
-    n_envs: int
-    normalize: bool = False
-    """Observations and rewards by `VecNormalize`, with the algorithm's gamma."""
-    arguments: dict[str, Any] = field(default_factory=dict)
-    """Of the algorithm's constructor."""
-
-
-SETTINGS = {
-    ("CartPole-v1", "a2c"): Settings(total_steps=500_000, n_envs=8, arguments={"ent_coef": 0.0}),
-    ("CartPole-v1", "ppo"): Settings(
-        total_steps=100_000,
-        n_envs=8,
-        arguments={
-            "n_steps": 32,
-            "batch_size": 256,
-            "gae_lambda": 0.8,
-            "gamma": 0.98,
-            "n_epochs": 20,
-            "ent_coef": 0.0,
-            "learning_rate": linear(0.001),
-            "clip_range": linear(0.2),
-        },
-    ),
-    ("Acrobot-v1", "a2c"): Settings(total_steps=500_000, n_envs=16, normalize=True, arguments={"ent_coef": 0.0}),
-    ("Acrobot-v1", "ppo"): Settings(
-        total_steps=1_000_000,
-        n_envs=16,
-        normalize=True,
-        arguments={"n_steps": 256, "gae_lambda": 0.94, "gamma": 0.99, "n_epochs": 4, "ent_coef": 0.0},
-    ),
-    ("Pendulum-v1", "ppo"): Settings(
-        total_steps=100_000,
-        n_envs=4,
-        arguments={
-            "n_steps": 1024,
-            "gae_lambda": 0.95,
-            "gamma": 0.9,
-            "n_epochs": 10,
-            "ent_coef": 0.0,
-            "learning_rate": 1e-3,
-            "clip_range": 0.2,
-            "use_sde": True,
-            "sde_sample_freq": 4,
-        },
-    ),
-    ("InvertedDoublePendulum-v5", "ppo"): Settings(
-        total_steps=1_000_000,
-        n_envs=1,
-        normalize=True,
-        arguments={
-            # The zoo says batch_size 512, which is more than the rollout holds: Stable-Baselines3 then uses all 128.
-            "batch_size": 128,
-            "n_steps": 128,
-            "gamma": 0.98,
-            "learning_rate": 0.000155454,
-            "ent_coef": 1.05057e-06,
-            "clip_range": 0.4,
-            "n_epochs": 10,
-            "gae_lambda": 0.8,
-            "max_grad_norm": 0.5,
-            "vf_coef": 0.695929,
-        },
-    ),
-    ("Hopper-v5", "ppo"): Settings(
-        total_steps=1_000_000,
-        n_envs=1,
-        normalize=True,
-        arguments={
-            "batch_size": 32,
-            "n_steps": 512,
-            "gamma": 0.999,
-            "learning_rate": 9.80828e-05,
-            "ent_coef": 0.00229519,
-            "clip_range": 0.2,
-            "n_epochs": 5,
-            "gae_lambda": 0.99,
-            "max_grad_norm": 0.7,
-            "vf_coef": 0.835671,
-            "policy_kwargs": {
-                "log_std_init": -2,
-                "ortho_init": False,
-                "activation_fn": torch.nn.ReLU,
-                "net_arch": {"pi": [256, 256], "vf": [256, 256]},
-            },
-        },
-    ),
+ALGORITHMS = {
+    "a2c": A2C,
+    "ppo": PPO,
+    "recurrent-ppo": RecurrentPPO,
+    "dqn": DQN,
+    "qrdqn": QRDQN,
+    "sac": SAC,
+    "td3": TD3,
 }
-"""By task and algorithm."""
 
 
 class Log(BaseCallback):  # type: ignore[misc] # Stable-Baselines3 is not installed where types are checked
@@ -164,12 +71,16 @@ def train(task: str, algo: str, seed: int, total_steps: int | None, run: Path) -
     """Train and keep the model and, where there is one, the normaliser."""
     settings = SETTINGS[task, algo]
     run.mkdir(parents=True)
-    environments = make_vec_env(task, n_envs=settings.n_envs, seed=seed)
+    environments = make_vec_env(Factory(env=task).build, n_envs=settings.n_envs, seed=seed)
+    arguments = dict(settings.arguments)
+    if settings.noise_std:
+        mean = np.zeros(environments.action_space.shape)
+        arguments["action_noise"] = NormalActionNoise(mean=mean, sigma=np.full_like(mean, settings.noise_std))
     if settings.normalize:
         gamma = settings.arguments.get("gamma", 0.99)
         environments = VecNormalize(environments, gamma=gamma)
     steps = total_steps or settings.total_steps
-    learner = ALGORITHMS[algo]("MlpPolicy", environments, seed=seed, device="cpu", **settings.arguments)
+    learner = ALGORITHMS[algo](settings.policy, environments, seed=seed, device="cpu", **arguments)
     log = Log(run / "metrics.jsonl", steps)
     learner.learn(steps, callback=log)
     log.flush()
@@ -187,22 +98,26 @@ class Trained:
         self._model = ALGORITHMS[algo].load(run / "model.zip", device="cpu")
         normalizer = run / "normalizer.pkl"
         # Loading wants an environment to wrap; only `normalize_obs` is used, and nothing updates its statistics.
-        wrapped = DummyVecEnv([lambda: gymnasium.make(task)])
+        wrapped = DummyVecEnv([Factory(env=task).build])
         self._normalizer = VecNormalize.load(str(normalizer), wrapped) if normalizer.exists() else None
 
-    def __call__(self, obs: Obs) -> Tensor:
-        return self._choose(obs, greedy=True)
+    def initial_state(self, num_envs: int) -> State:
+        """Nothing, or the zeros of the LSTM: `[num_envs, layers, size]`."""
+        if not isinstance(self._model, RecurrentPPO):
+            return {}
+        lstm = self._model.policy.lstm_actor
+        return {name: torch.zeros(num_envs, lstm.num_layers, lstm.hidden_size) for name in ("hidden", "cell")}
 
-    def act(self, obs: Obs, generator: torch.Generator) -> Decision:
-        return Decision(action=self._choose(obs, greedy=False), extras={})
-
-    def _choose(self, obs: Obs, greedy: bool) -> Tensor:
+    def act(self, obs: Obs, state: State, generator: torch.Generator | None) -> Decision:
         assert isinstance(obs, Tensor)
         array = obs.numpy()
         if self._normalizer is not None:
             array = self._normalizer.normalize_obs(array)
-        action, _ = self._model.predict(array, deterministic=greedy)
-        return torch.as_tensor(action)
+        # Stable-Baselines3 has the layers first.
+        before = tuple(part.transpose(0, 1).numpy() for part in state.values()) or None
+        action, after = self._model.predict(array, state=before, deterministic=generator is None)
+        states = (torch.as_tensor(part).transpose(0, 1) for part in after or ())
+        return Decision(action=torch.as_tensor(action), extras={}, state=dict(zip(state, states, strict=True)))
 
 
 def evaluate_run(run: Path, episodes: int, seed: int) -> Mapping[str, object]:

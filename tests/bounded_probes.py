@@ -53,17 +53,15 @@ BOUNDED_PROBES = {
         # Reward 0, then 1, then the end: the discount, and the order in time.
         _probe("delayed", (0.0, 1.0), (1, 1), lambda gamma: (gamma, 1.0), starts=(0,), final=(1,)),
         # Cut after every step, and nothing ever terminates: poor stays poor, rich stays rich, the last becomes rich.
-        _probe(
-            "truncation", (0.0, 1.0, 0.0), (0, 1, 1), lambda g: (0.0, 1.0 / (1 - g), g / (1 - g)), horizon=1
-        ),
+        _probe("truncation", (0.0, 1.0, 0.0), (0, 1, 1), lambda g: (0.0, 1.0 / (1 - g), g / (1 - g)), horizon=1),
         # Ended after every step, but the last thing seen is the situation that earns 2.
         _probe("termination", (0.0, 2.0), (1, 1), lambda gamma: (0.0, 2.0), final=(0, 1)),
     )
 }
 
 
-def learn(config: Any, probe: Probe, rollouts: int) -> tuple[Tensor, Tensor]:
-    """Train on a probe. Returns the greedy action in each of its N situations, `[N, D]`, and its value, `[N]`."""
+def learn(config: Any, probe: Probe, rollouts: int) -> tuple[Any, dict[str, Tensor]]:
+    """Train on a probe. Returns the algorithm and its last metrics."""
     env = DeviceEnvironment(probe.model, NUM_ENVS)
     torch.manual_seed(0)
     settings = PolicyConfig(network=Mlp(hidden=(32, 32), activation="relu"))
@@ -71,9 +69,16 @@ def learn(config: Any, probe: Probe, rollouts: int) -> tuple[Tensor, Tensor]:
     total = rollouts * LENGTH * NUM_ENVS
     algorithm = config.build(policy, spec=env.spec, num_envs=NUM_ENVS, rollout_length=LENGTH, total_steps=total, seed=0)
     collector = Collector([env], policy, rollout_length=LENGTH, seed=0, device=torch.device("cpu"))
+    metrics: dict[str, Tensor] = {}
     for _ in range(rollouts):
-        algorithm.learn(next(collector))
+        metrics = algorithm.learn(next(collector))
+    return algorithm, metrics
+
+
+def answers(algorithm: Any, probe: Probe) -> tuple[Tensor, Tensor]:
+    """The greedy action in each of a probe's N situations, `[N, D]`, and what it is thought to be worth, `[N]`."""
+    policy, seen = algorithm.policy, probe.model.obs
     with torch.no_grad():
-        action, _ = policy(probe.model.obs, {})
-        value = algorithm.critics.online(policy.normalizer(probe.model.obs), policy.to_unit(action))
+        action, _ = policy(seen, {})
+        value = algorithm.critics.online(policy.normalizer(seen), policy.to_unit(action))
     return action, value.amin(0)

@@ -62,9 +62,16 @@ def learner(config: DQNConfig, memory: MemoryKind = "none", spec: EnvSpec = SPEC
     return config.build(policy, spec=spec, num_envs=B, rollout_length=T, total_steps=100 * T * B, seed=0)
 
 
-@pytest.mark.parametrize("prioritised", [False, True])
-@pytest.mark.parametrize("memory", ["none", "gru", "lstm"])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("head", "memory", "prioritised"),
+    [
+        ("plain", "none", False),
+        ("quantile", "none", True),
+        ("rainbow", "none", True),
+        ("plain", "gru", True),
+        ("rainbow", "lstm", False),
+    ],
+)
 def test_contract(head: str, memory: MemoryKind, prioritised: bool) -> None:
     replay = ReplayConfig(capacity=400, n_step=3, prioritised=prioritised)
     config = small(head=HEADS[head], replay=replay, double=not prioritised)
@@ -78,9 +85,9 @@ def table(*rows: tuple[float, ...]) -> QPolicy:
     spec = EnvSpec(name="table", obs=ArraySpec(shape=(len(values),)), action=Discrete(n=values.shape[1]))
     policy = QPolicy(PolicyConfig(), spec, "float32", head=HeadConfig(), epsilon=(0.0,))
     policy.body.encoder = nn.Identity()  # type: ignore[assignment]  # features are what is seen
-    last = nn.Linear(*values.shape, bias=False)
+    last = nn.Linear(values.shape[0], values.shape[1], bias=False)
     last.weight.data = values.T.clone()
-    policy.head.advantage.layers[0].mean = last  # type: ignore[union-attr]
+    policy.head.advantage.layers[0].mean = last
     return policy
 
 
@@ -100,7 +107,8 @@ def test_double_q_learning_separates_choosing_from_judging() -> None:
         lesson = of_transitions(batch, policy, target, judge, source)
         assert lesson.successor.tolist() == [[expected], [expected]]
         assert lesson.outputs.tolist() == [[0.0], [5.0]]
-        assert (lesson.reward.tolist(), lesson.discount.tolist()) == ([0.5, 0.25], pytest.approx([0.9, 0.0]))
+        assert lesson.reward.tolist() == [0.5, 0.25]
+        assert lesson.discount.tolist() == pytest.approx([0.9, 0.0])
         assert lesson.outputs.requires_grad
         assert not lesson.successor.requires_grad
 
@@ -196,16 +204,12 @@ def test_the_lesson_of_sequences(memory: MemoryKind, burn_in: int, n_step: int) 
 
 def test_burn_in_passes_no_gradient() -> None:
     policy = learner(small(), "gru").policy
-    sequences = some_sequences(policy, 5, 4)
+    obs, nowhere = torch.randn(6, 4, 3, requires_grad=True), torch.zeros(5, 4, dtype=torch.bool)
     sequences = dataclasses.replace(
-        sequences,
-        obs=sequences.obs.requires_grad_(),  # type: ignore[union-attr]
-        terminated=torch.zeros(5, 4, dtype=torch.bool),
-        truncated=torch.zeros(5, 4, dtype=torch.bool),
-        final_obs=torch.zeros(0, 3),
+        some_sequences(policy, 5, 4), obs=obs, terminated=nowhere, truncated=nowhere, final_obs=torch.zeros(0, 3)
     )
     lesson = of_sequences(sequences, policy, policy, policy, torch.Generator(), burn_in=2, n_step=1, gamma=0.9)
-    (gradient,) = torch.autograd.grad(lesson.outputs.sum(), sequences.obs)  # type: ignore[arg-type]
+    (gradient,) = torch.autograd.grad(lesson.outputs.sum(), obs)
     assert not gradient[:2].any()
     assert gradient[2:5].abs().sum((1, 2)).gt(0).all()
     assert not gradient[5].any()  # only the successor's value comes from there
@@ -305,9 +309,10 @@ PROBING = DQNConfig(
     target=TargetNetwork(target_every=10),
     exploration=EpsilonGreedy(epsilon_final=(0.05, 0.0), epsilon_fraction=0.3),
     sequences=SequenceConfig(sequence_length=4),
-    optimizer=Adam(learning_rate=0.01, max_grad_norm=10.0),
+    optimizer=Adam(learning_rate=0.02, max_grad_norm=10.0),
 )
 ROLLOUTS = 150
+GREEDY_AT_LAST = EpsilonGreedy(epsilon_final=(0.0,), epsilon_fraction=0.3)
 NOISE_ALONE = EpsilonGreedy(epsilon_start=0.0, epsilon_final=(0.0,))
 APPLICABLE = [name for name, probe in PROBES.items() if isinstance(probe.model.action, Discrete)]
 
@@ -364,6 +369,7 @@ def test_probe(name: str) -> None:
             "replay": ReplayConfig(capacity=4000, n_step=2),
             "sequences": SequenceConfig(sequence_length=8, burn_in=1),
             "double": False,
+            "exploration": GREEDY_AT_LAST,  # folded rewards are those of what was done
         },
     ],
     ids=["rainbow", "quantile"],

@@ -51,9 +51,11 @@ def overlapped(env: Environment, policy: Any, lag: int) -> Overlapped:
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    """Overlapping divides the processor's threads; give them back."""
+    """Overlapping divides the processor's threads, and gives them back."""
     before = torch.get_num_threads()
+    torch.set_num_threads(4)
     yield
+    assert torch.get_num_threads() == 4
     torch.set_num_threads(before)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("collect")]
 

@@ -55,7 +55,7 @@ def a_rollout(policy: QPolicy, spec: EnvSpec = SPECS["vector"], seed: int = 0) -
     return synthetic_rollout(policy, spec, num_envs=B, rollout_length=T, seed=seed)
 
 
-@pytest.mark.parametrize("memory", ["none", "gru", "lstm"])
+@pytest.mark.parametrize("memory", ["none", "lstm"])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 @pytest.mark.parametrize(
     "config",

@@ -28,7 +28,7 @@ def test_the_fraction_of_a_batch_is_carried_and_saved() -> None:
     assert draws.due(3) == 0
     resumed = config.build()
     resumed.load_state_dict(draws.state_dict())
-    assert [resumed.due(3) for _ in range(4)] == [draws.due(3) for _ in range(4)] == [0, 1, 0, 1]
+    assert [resumed.due(3) for _ in range(4)] == [draws.due(3) for _ in range(4)] == [1, 0, 0, 1]
     assert resumed.batches == draws.batches == 4
 
 

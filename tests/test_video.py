@@ -199,16 +199,17 @@ def test_the_two_emulators_of_an_atari_film_stay_in_step() -> None:
     """Sticky actions, no-ops and the frame cap included: the color picture, shrunk and grey, is the newest frame."""
     film = AtariFilm("ALE/Breakout-v5", {"repeat_action_probability": 0.25, "img_height": 210, "img_width": 160})
     generator = torch.Generator().manual_seed(0)
-    obs, picture = film.reset(3)
+    film.reset(3)
     games = 0
     for _ in range(300):
-        obs, picture, over = film.step(torch.randint(4, (1,), generator=generator))
+        step, picture = film.step(torch.randint(4, (1,), generator=generator))
+        over = len(step.episodes.index)
         assert picture.shape == (420, 640, 3)
         games += over
         if not over:
-            assert isinstance(obs, Tensor)
+            assert isinstance(step.obs, Tensor)
             luminance = picture[::2, ::4] @ np.array([0.299, 0.587, 0.114])
-            assert np.abs(luminance - obs[0, -1].numpy()).max() <= 2
+            assert np.abs(luminance - step.obs[0, -1].numpy()).max() <= 2
     film.close()
     assert games >= 1
 
@@ -219,9 +220,9 @@ def test_an_atari_films_last_picture_is_of_the_game_that_ended() -> None:
         film = AtariFilm("ALE/Pong-v5", {"max_num_frames_per_episode": cap, "noop_max": 0})
         film.reset(0)
         for _ in range(20):
-            _, picture, over = film.step(torch.zeros(1, dtype=torch.int64))
+            step, picture = film.step(torch.zeros(1, dtype=torch.int64))
         film.close()
-        assert over == (cap == 80)
+        assert len(step.episodes.index) == (cap == 80)
         pictures.append(picture)
     assert np.array_equal(pictures[0], pictures[1])
 

@@ -37,10 +37,10 @@ class Overlapped:
         self._collector = make_collector(acting)
         self._waited = 0.0
         self._queue: deque[Future[Rollout]] = deque()
-        threads = torch.get_num_threads()
+        self._threads = torch.get_num_threads()
         self._worker = ThreadPoolExecutor(1, "collect", initializer=torch.set_num_threads, initargs=(_ACTING_THREADS,))
         self._worker.submit(lambda: None).result()
-        torch.set_num_threads(max(1, threads - _ACTING_THREADS))
+        torch.set_num_threads(max(1, self._threads - _ACTING_THREADS))
 
     @property
     def time_split(self) -> dict[str, float]:
@@ -78,12 +78,13 @@ class Overlapped:
         """Continue from `state`."""
         self._collector.load_state_dict(state["collector"])
         self.version = state["version"]
-        self._queue = deque(_done(_from_dict(saved)) for saved in state["queue"])
+        self._queue = deque(_done(_from_dict(saved, self._collector.device)) for saved in state["queue"])
 
     def close(self) -> None:
         """End the thread, then close all environments."""
         self._worker.shutdown(cancel_futures=True)
         self._collector.close()
+        torch.set_num_threads(self._threads)
 
 
 def _tensors(policy: Policy) -> list[Tensor]:
@@ -103,5 +104,13 @@ def _to_dict(rollout: Rollout) -> dict[str, Any]:
     return values | {"episodes": episodes}
 
 
-def _from_dict(saved: dict[str, Any]) -> Rollout:
-    return Rollout(**saved | {"episodes": Episodes(**saved["episodes"])})
+def _from_dict(saved: dict[str, Any], device: torch.device) -> Rollout:
+    moved = {name: _on(device, part) for name, part in saved.items() if name != "episodes"}
+    return Rollout(**moved, episodes=Episodes(**saved["episodes"]))
+
+
+def _on(device: torch.device, part: Any) -> Any:
+    """Tensors and dicts of tensors, where the learner wants them; anything else as it is."""
+    if isinstance(part, dict):
+        return {name: _on(device, value) for name, value in part.items()}
+    return part.to(device) if isinstance(part, Tensor) else part

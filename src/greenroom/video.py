@@ -24,7 +24,7 @@ from greenroom.envs.native import ale_config, native_for
 from greenroom.errors import UserError, nearest
 from greenroom.evaluation import device_of, evaluation_mode
 from greenroom.policy import Actor
-from greenroom.types import Obs, map_obs
+from greenroom.types import Obs, Step, map_obs, restart
 
 Picture = NDArray[np.uint8]
 """`[height, width, 3]`, red, green and blue."""
@@ -43,8 +43,8 @@ class Film(Protocol):
         """Start an episode."""
         ...
 
-    def step(self, action: Tensor) -> tuple[Obs, Picture, bool]:
-        """One step: what to act on, the picture after the step, and whether the episode has ended with it."""
+    def step(self, action: Tensor) -> tuple[Step, Picture]:
+        """One step, and the picture after it: of an episode that ended, its last."""
         ...
 
     def close(self) -> None:
@@ -109,15 +109,16 @@ def _pictures(film: Film, policy: Actor, seed: int, max_steps: int, greedy: bool
     with evaluation_mode(policy), torch.no_grad():
         obs, picture = film.reset(seeding.derive(seed, "video", "environment"))
         yield picture
-        state = policy.initial_state(1)
+        state = initial = policy.initial_state(1)
         for _ in range(max_steps):
             obs = map_obs(lambda part: part.to(device), obs)
             decision = policy.act(obs, state, None if greedy else generator)
-            state = decision.state
-            obs, picture, ended = film.step(decision.action.to(stage))
+            step, picture = film.step(decision.action.to(stage))
             yield picture
-            if ended:
+            if len(step.episodes.index):
                 return
+            obs = step.obs
+            state = restart(decision.state, initial, (step.terminated | step.truncated).to(device))
 
 
 def _open(env: Source, kwargs: Mapping[str, Any], stage: str) -> Film:
@@ -147,15 +148,15 @@ class AtariFilm:
         """Start a game."""
         return self.environment.reset(seed), _enlarged(self._screen.reset(seed))
 
-    def step(self, action: Tensor) -> tuple[Obs, Picture, bool]:
-        """One step of both; a lost life is no end."""
+    def step(self, action: Tensor) -> tuple[Step, Picture]:
+        """One step of both; a lost life is not the episode's end."""
         self.environment.send(action)
         self._screen.send(action)
         seen, shown = self.environment.recv(), self._screen.recv()
         over = len(seen.episodes.index) > 0
         picture = shown.final_obs if over else shown.obs
         assert isinstance(picture, Tensor)
-        return seen.obs, _enlarged(picture), over
+        return seen, _enlarged(picture)
 
     def close(self) -> None:
         """Stop both."""
@@ -193,11 +194,11 @@ class GymnasiumFilm:
         obs = self.environment.reset(seed)
         return obs, self._picture()
 
-    def step(self, action: Tensor) -> tuple[Obs, Picture, bool]:
+    def step(self, action: Tensor) -> tuple[Step, Picture]:
         """One step; after the last one, the picture is still of the episode that ended."""
         self.environment.send(action)
         step = self.environment.recv()
-        return step.obs, self._picture(), len(step.episodes.index) > 0
+        return step, self._picture()
 
     def close(self) -> None:
         """Close the environment."""
