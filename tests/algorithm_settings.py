@@ -1,33 +1,52 @@
-"""Every algorithm with settings under which it learns small tasks within seconds: what tests over the table use."""
+"""Settings of every algorithm for the tests that run over the table: small, quick, and with many options in use."""
 
 from __future__ import annotations
 
 from greenroom.algorithms import AlgorithmConfig
 from greenroom.algorithms.actor_critic import A2CConfig, Discounting, VTraceConfig
+from greenroom.algorithms.critics import CriticConfig
+from greenroom.algorithms.dqn import DQNConfig
+from greenroom.algorithms.lessons import SequenceConfig
 from greenroom.algorithms.ppo import PPOConfig
+from greenroom.algorithms.q_learning import NStepQConfig, NStepSarsaConfig, PQNConfig
+from greenroom.algorithms.replaying import Drawing
+from greenroom.algorithms.sac import SACConfig
+from greenroom.algorithms.targets import TargetNetwork
+from greenroom.algorithms.td3 import TD3Config
 from greenroom.optim import Adam, RMSprop
+from greenroom.replay import ReplayConfig
+from greenroom.values import HeadConfig
 
-GAMMA = 0.6
-_DISCOUNTING = Discounting(gamma=GAMMA, lam=0.9)
-_ADAM = Adam(learning_rate=0.01)
+NUM_ENVS, LENGTH = 8, 6
+"""Of the rollouts that these settings are made for."""
 
-PROBING: dict[str, tuple[AlgorithmConfig, int]] = {
-    "a2c": (A2CConfig(discounting=_DISCOUNTING, entropy_coef=0.0, optimizer=_ADAM), 500),
-    "vtrace": (VTraceConfig(discounting=_DISCOUNTING, entropy_coef=0.0, optimizer=_ADAM), 500),
-    "ppo": (
-        PPOConfig(discounting=_DISCOUNTING, entropy_coef=0.0, epochs=4, minibatches=2, optimizer=_ADAM),
-        100,
-    ),
-}
-"""Algorithm → a config that learns the probe tasks, and the number of rollouts (32 environments, 4 steps) it takes."""
+_SCALED = Discounting(gamma=0.9, lam=0.95, scale_rewards=True)
+_DRAWING = Drawing(batch_size=12, replay_ratio=12.0, learning_starts=NUM_ENVS * LENGTH - 1)
+_CRITICS = CriticConfig(
+    gamma=0.9,
+    drawing=_DRAWING,
+    replay=ReplayConfig(capacity=400, n_step=2),
+    target=TargetNetwork(target_every=1, tau=0.2),
+)
 
-TRACED: dict[str, AlgorithmConfig] = {
-    "a2c": A2CConfig(
-        discounting=Discounting(gamma=0.9, lam=0.95, scale_rewards=True), optimizer=RMSprop(learning_rate=0.003)
-    ),
+SETTINGS: dict[str, AlgorithmConfig] = {
+    "a2c": A2CConfig(discounting=_SCALED, optimizer=RMSprop(learning_rate=0.003)),
     "ppo": PPOConfig(discounting=Discounting(gamma=0.9, scale_rewards=True), epochs=2, minibatches=3),
     "vtrace": VTraceConfig(
         discounting=Discounting(gamma=0.9, lam=0.95), rho_max=1.5, optimizer=RMSprop(learning_rate=0.003)
     ),
+    "nstep-q": NStepQConfig(discounting=_SCALED, target=TargetNetwork(target_every=2, tau=0.5)),
+    "nstep-sarsa": NStepSarsaConfig(discounting=_SCALED),
+    "pqn": PQNConfig(discounting=_SCALED, minibatches=4),
+    "dqn": DQNConfig(
+        gamma=0.9,
+        drawing=_DRAWING,
+        replay=ReplayConfig(capacity=400, n_step=3, prioritised=True),
+        sequences=SequenceConfig(sequence_length=LENGTH),
+        head=HeadConfig(dueling=True, noisy=True, distribution="c51", atoms=11),
+        target=TargetNetwork(target_every=2),
+    ),
+    "sac": SACConfig(critics=_CRITICS, optimizer=Adam(learning_rate=1e-3)),
+    "td3": TD3Config(critics=_CRITICS, policy_delay=1, optimizer=Adam(learning_rate=1e-3)),
 }
-"""Algorithm → a config with as many of its options in use as can be, for the stored traces."""
+"""By algorithm."""

@@ -14,7 +14,6 @@ from greenroom.algorithms.targets import TargetNetwork
 from greenroom.envs.device import DeviceEnvironment
 from greenroom.envs.probes import PROBES, Probe, ProbeModel
 from greenroom.networks import Mlp
-from greenroom.optim import Adam
 from greenroom.policy import PolicyConfig
 from greenroom.replay import ReplayConfig
 from greenroom.spec import Bounded
@@ -27,7 +26,6 @@ CRITICS = CriticConfig(
     target=TargetNetwork(target_every=1, tau=0.05),
 )
 """Learns a probe within a few hundred updates."""
-ADAM = Adam(learning_rate=5e-3)
 VALUE_TOLERANCE, ACTION_TOLERANCE = 0.05, 0.1
 
 _ACTION = Bounded(shape=(1,), low=(-1.0,), high=(3.0,))
@@ -64,7 +62,7 @@ def learn(config: Any, probe: Probe, rollouts: int) -> tuple[Any, dict[str, Tens
     """Train on a probe. Returns the algorithm and its last metrics."""
     env = DeviceEnvironment(probe.model, NUM_ENVS)
     torch.manual_seed(0)
-    settings = PolicyConfig(network=Mlp(hidden=(32, 32), activation="relu"))
+    settings = PolicyConfig(network=Mlp(hidden=(64, 64), activation="relu"))
     policy = config.policy(settings, env.spec, "float32")
     total = rollouts * LENGTH * NUM_ENVS
     algorithm = config.build(policy, spec=env.spec, num_envs=NUM_ENVS, rollout_length=LENGTH, total_steps=total, seed=0)

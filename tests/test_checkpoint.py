@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
 
-from greenroom import checkpoint
+from greenroom import archive, checkpoint
 from greenroom.errors import UserError
+from greenroom.transient import Transient
 
 TORCH_TYPES = (torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NUMPY_TYPES = ("bool", "uint8", "int64", "uint64", "float32", ">f8", "complex128", "<U3", "S2", "datetime64[s]")
@@ -82,13 +83,13 @@ def assert_same(first: object, second: object) -> None:
         assert first == second
 
 
-@pytest.mark.parametrize("large", [checkpoint.LARGE, 5], ids=["small tensors", "large tensors"])
+@pytest.mark.parametrize("large", [archive.LARGE, 5], ids=["small tensors", "large tensors"])
 @settings(max_examples=100, deadline=None)
 @given(states())
 def test_any_nested_state_comes_back_exactly(large: int, state: dict[str, object]) -> None:
     """In one file, or with every tensor of five bytes and more in a file of its own, written five bytes at a time."""
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "LARGE", large)
+        patch.setattr(archive, "LARGE", large)
         path = checkpoint.save(Path(folder), state, env_steps=7, updates=1)
         assert_same(checkpoint.load(path), state)
 
@@ -180,20 +181,25 @@ def test_what_cannot_be_kept_is_refused_with_its_place(tmp_path: Path, value: ob
 
 def small_checkpoint(root: Path, env_steps: int = 1, **options: bool | int) -> Path:
     weight, bias = torch.arange(6.0) + env_steps, torch.ones(2)
-    state: dict[str, object] = {"weight": weight, "bias": bias, "name": "x", "steps": env_steps}
+    replay = Transient(frames=torch.arange(20) + env_steps, small=torch.ones(1), first=env_steps)
+    state: dict[str, object] = {"weight": weight, "bias": bias, "name": "x", "steps": env_steps, "replay": replay}
     keep, is_best = int(options.get("keep", 3)), bool(options.get("is_best", False))
-    return checkpoint.save(root, state, env_steps=env_steps, updates=1, keep=keep, is_best=is_best)
+    path = checkpoint.save(root, state, env_steps=env_steps, updates=1, keep=keep)
+    if is_best:
+        checkpoint.mark_best(root, path, float(env_steps), keep=keep)
+    return path
 
 
 @pytest.fixture
 def weight_is_large() -> Iterator[None]:
     """The weight of `small_checkpoint` gets a file of its own, the bias does not."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "LARGE", 24)
+        patch.setattr(archive, "LARGE", 24)
         yield
 
 
-FILES = ("manifest.json", "tensors.safetensors", "tensor_0.bin")
+TRANSIENT = ("transient.json", "transient.safetensors", "transient_0.bin")
+FILES = ("manifest.json", "tensors.safetensors", "tensor_0.bin", *TRANSIENT)
 
 
 @pytest.mark.usefixtures("weight_is_large")
@@ -202,7 +208,7 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path, name: str) -> None:
     path = small_checkpoint(tmp_path)
     file = path / name
     whole = file.read_bytes()
-    bits = random.Random(0).sample(range(8 * len(whole)), min(600, 8 * len(whole)))
+    bits = random.Random(0).sample(range(8 * len(whole)), min(300, 8 * len(whole)))
     for bit in bits:
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << (bit % 8)
@@ -223,14 +229,15 @@ def test_every_truncation_is_noticed(tmp_path: Path, name: str) -> None:
         file.write_bytes(whole[:length])
         with pytest.raises(UserError, match="is damaged"):
             checkpoint.load(path)
-        assert checkpoint.latest(tmp_path) is None
+        # Without its transient parts a checkpoint is complete all the same.
+        assert checkpoint.latest(tmp_path) == (path if name in TRANSIENT else None)
     file.write_bytes(whole + b" ")
     with pytest.raises(UserError, match="is damaged"):
         checkpoint.load(path)
 
 
 @pytest.mark.usefixtures("weight_is_large")
-@pytest.mark.parametrize("name", FILES[1:])
+@pytest.mark.parametrize("name", FILES[1:3])
 def test_tensors_of_another_checkpoint_are_noticed(tmp_path: Path, name: str) -> None:
     first, second = small_checkpoint(tmp_path, 1), small_checkpoint(tmp_path, 2)
     bytes_of_first = (first / name).read_bytes()
@@ -278,7 +285,7 @@ def memory(field: str) -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to tell what memory was used")
 def test_a_large_tensor_is_never_copied(tmp_path: Path) -> None:
-    size = 8 * checkpoint.LARGE
+    size = 8 * archive.LARGE
     large = torch.arange(size // 8)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = memory("VmRSS")
@@ -335,6 +342,120 @@ def names(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir())
 
 
+def held(path: Path) -> list[str]:
+    """The files of a checkpoint's transient parts."""
+    return [name for name in TRANSIENT if (path / name).exists()]
+
+
+def expected_replay(env_steps: int) -> dict[str, object]:
+    """What `small_checkpoint` put there."""
+    return {"frames": torch.arange(20) + env_steps, "small": torch.ones(1), "first": env_steps}
+
+
+def size(path: Path) -> int:
+    """Bytes of a checkpoint's files."""
+    return sum(file.stat().st_size for file in path.iterdir())
+
+
+def test_only_the_newest_checkpoint_holds_transient_parts(tmp_path: Path) -> None:
+    def save(steps: int) -> Path:
+        replay = {"clock": steps, "memory": Transient(frames=torch.zeros(3 * archive.LARGE, dtype=torch.uint8))}
+        state: dict[str, object] = {"policy": torch.ones(1000), "learner": {"replay": replay}}
+        return checkpoint.save(tmp_path, state, env_steps=steps, updates=0)
+
+    first = save(1)
+    checkpoint.mark_best(tmp_path, first, 1.0)
+    assert size(first) > 3 * archive.LARGE
+    for steps in range(2, 6):
+        newest = save(steps)
+        older = [path for path in tmp_path.glob("step_*") if path != newest]
+        assert size(newest) > 3 * archive.LARGE and max(map(size, older)) < 10_000
+        assert all(checkpoint.load(path)["learner"]["replay"]["memory"] == {} for path in older)
+    assert len(older) == 3 and first in older
+
+
+@pytest.mark.usefixtures("weight_is_large")
+def test_an_older_checkpoint_begins_without_its_transient_parts_and_says_so(tmp_path: Path) -> None:
+    older, newest = small_checkpoint(tmp_path, 10), small_checkpoint(tmp_path, 20)
+    lines: list[str] = []
+    path, state = checkpoint.load_latest(tmp_path, lines.append)
+    assert path == newest and lines == [] and len(state["replay"]["frames"]) == 20
+    (newest / "tensor_0.bin").write_bytes(b"")
+    path, state = checkpoint.load_latest(tmp_path, lines.append)
+    assert path == older and state["steps"] == 10 and state["replay"] == {}
+    assert len(lines) == 2 and "tensor_0.bin has 0 bytes" in lines[0]
+    assert lines[1] == f"going back to {older}; lost, so it begins empty: replay"
+    again = small_checkpoint(tmp_path, 15)
+    assert not newest.exists() and held(again) == list(TRANSIENT)
+
+
+@pytest.mark.usefixtures("weight_is_large")
+@pytest.mark.parametrize("name", TRANSIENT)
+def test_damaged_transient_parts_do_not_take_the_rest_with_them(tmp_path: Path, name: str) -> None:
+    small_checkpoint(tmp_path, 10)
+    newest = small_checkpoint(tmp_path, 20)
+    content = (newest / name).read_bytes()
+    (newest / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    lines: list[str] = []
+    path, state = checkpoint.load_latest(tmp_path, lines.append)
+    assert path == newest and state["replay"] == {} and torch.equal(state["weight"], torch.arange(6.0) + 20)
+    assert len(lines) == 2 and f"{newest} is damaged" in lines[0] and name in lines[0]
+    assert lines[1] == f"going back to {newest}; lost, so it begins empty: replay"
+    assert checkpoint.load_latest(tmp_path, lines.append, part=())[0] == newest
+
+
+def test_transient_parts_anywhere_in_the_state_come_back(tmp_path: Path) -> None:
+    shared = torch.arange(3)
+    state: dict[str, object] = {
+        "a": {"b": Transient(one=shared, deep={"list": [shared, (1, 2.5)]})},
+        "a/b": [Transient(two=shared, number=np.float32(3)), Transient()],
+        "shared": shared,
+    }
+    path = checkpoint.save(tmp_path, state, env_steps=0, updates=0)
+    plain = {"a": {"b": {"one": shared, "deep": {"list": [shared, (1, 2.5)]}}}}
+    expected = plain | {"a/b": [{"two": shared, "number": np.float32(3)}, {}], "shared": shared}
+    assert_same(checkpoint.load(path), expected)
+    assert_same(checkpoint.load(path, part=("a",)), plain["a"])
+    checkpoint.save(tmp_path, {}, env_steps=1, updates=0)
+    assert_same(checkpoint.load(path), {"a": {"b": {}}, "a/b": [{}, {}], "shared": shared})
+
+
+def test_a_transient_part_within_another_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"a transient part cannot hold another one \(at a/b\)"):
+        checkpoint.save(tmp_path, {"a": Transient(b=Transient())}, env_steps=0, updates=0)
+
+
+def test_marking_the_best_writes_no_second_checkpoint(tmp_path: Path) -> None:
+    first, second = small_checkpoint(tmp_path, 10), small_checkpoint(tmp_path, 20)
+    before = {file: (file.stat().st_mtime_ns, file.stat().st_ino) for file in second.iterdir()}
+    assert checkpoint.best_score(tmp_path, until=20) == -math.inf
+    checkpoint.mark_best(tmp_path, second, 1.5)
+    assert {file: (file.stat().st_mtime_ns, file.stat().st_ino) for file in second.iterdir()} == before
+    assert checkpoint.best(tmp_path) == second and names(tmp_path) == ["best.json", first.name, second.name]
+    assert checkpoint.best_score(tmp_path, until=20) == 1.5
+    assert checkpoint.best_score(tmp_path, until=19) == -math.inf, "a run that went back behind it begins anew"
+
+
+def test_a_new_best_lets_go_of_the_one_before(tmp_path: Path) -> None:
+    small_checkpoint(tmp_path, 10, keep=1, is_best=True)
+    second = small_checkpoint(tmp_path, 20, keep=1)
+    assert len(names(tmp_path)) == 3
+    checkpoint.mark_best(tmp_path, second, 2.0, keep=1)
+    assert names(tmp_path) == ["best.json", second.name]
+
+
+def test_a_disk_that_refuses_the_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = small_checkpoint(tmp_path, 10)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match=r"cannot mark step_000000000010 as the best in .*: No space left on device"):
+        checkpoint.mark_best(tmp_path, path, 1.0)
+    assert checkpoint.best(tmp_path) is None
+
+
 def test_a_checkpoint_is_found_by_what_people_call_it(tmp_path: Path) -> None:
     first = small_checkpoint(tmp_path, 5, is_best=True)
     second = small_checkpoint(tmp_path, 10)
@@ -376,8 +497,10 @@ def test_the_same_step_saved_again_replaces_the_first(tmp_path: Path) -> None:
 def test_going_back_drops_the_abandoned_future(tmp_path: Path) -> None:
     for steps in (10, 20, 30):
         small_checkpoint(tmp_path, steps, keep=5)
+    checkpoint.mark_best(tmp_path, tmp_path / "step_000000000030", 1.0, keep=5)
     newest = small_checkpoint(tmp_path, 25, keep=1)
-    assert names(tmp_path) == [newest.name]
+    assert names(tmp_path) == ["best.json", newest.name]
+    assert checkpoint.best(tmp_path) is None
 
 
 def test_falling_back_past_damage_and_saying_so(tmp_path: Path) -> None:
@@ -393,7 +516,7 @@ def test_falling_back_past_damage_and_saying_so(tmp_path: Path) -> None:
     assert path == paths[0] and state["steps"] == 10
     assert len(lines) == 3
     assert str(paths[2]) in lines[0] and "checksum" in lines[0]
-    assert str(paths[1]) in lines[1] and lines[2] == f"going back to {paths[0]}"
+    assert str(paths[1]) in lines[1] and lines[2].startswith(f"going back to {paths[0]}")
     assert checkpoint.latest(tmp_path) == paths[2]  # complete in size: only reading tells
     (paths[0] / "manifest.json").write_bytes(b"")
     with pytest.raises(
@@ -409,7 +532,9 @@ class Killed(BaseException):
 @pytest.fixture
 def dying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[int]]]:
     """Makes the n-th change on the disk, and every later one, kill the process. Returns the count of changes."""
-    real: dict[str, Callable[..., object]] = {"fsync": os.fsync, "replace": os.replace, "mkdir": os.mkdir}
+    real: dict[str, Callable[..., object]] = {
+        name: getattr(os, name) for name in ("fsync", "replace", "mkdir", "unlink")
+    }
     real_rmtree = shutil.rmtree
 
     def arm(fatal: int) -> list[int]:
@@ -440,13 +565,14 @@ def dying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[int]
 def test_killed_at_any_moment_nothing_is_lost(
     tmp_path: Path, dying: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    moments = 0
+    moments, left_behind = 0, 0
     for fatal in range(1, 100):
         root = tmp_path / str(fatal)
-        small_checkpoint(root, 10, keep=1, is_best=True)
+        for steps in (5, 10):
+            small_checkpoint(root, steps, keep=2, is_best=True)
         calls = dying(fatal)
         try:
-            small_checkpoint(root, 20, keep=1, is_best=True)
+            small_checkpoint(root, 20, keep=2, is_best=True)
             survived = True
         except Killed:
             survived = False
@@ -457,11 +583,15 @@ def test_killed_at_any_moment_nothing_is_lost(
         final = [path for path in root.iterdir() if path.name.startswith("step_")]
         assert final and all(checkpoint.load(path)["name"] == "x" for path in final), fatal
         assert checkpoint.latest(root) == max(final)
+        assert_same(checkpoint.load(max(final))["replay"], expected_replay(checkpoint.env_steps_of(max(final))))
+        left_behind += sum(held(path) != [] and TRANSIENT[0] not in held(path) for path in final)
         best = checkpoint.best(root)
         assert best is not None and checkpoint.load(best)["name"] == "x"
-        assert small_checkpoint(root, 30, keep=1, is_best=True) == checkpoint.best(root)
-        assert names(root) == ["best.json", "step_000000000030"], fatal
-    assert moments >= 10  # folder, three files, folder, rename, root, pointer (three), old one: each a moment to die
+        assert small_checkpoint(root, 30, keep=2, is_best=True) == checkpoint.best(root)
+        assert [name for name in names(root) if not name.startswith("step_")] == ["best.json"], fatal
+        assert len(names(root)) == 3 and [held(path) for path in sorted(root.glob("step_*"))] == [[], list(TRANSIENT)]
+    assert moments >= 20  # folder, six files, folder, rename, root, old one, four of stripping, pointer (four)
+    assert left_behind == 3  # dying between the manifest and the last of its files
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace", "mkdir"])
@@ -510,10 +640,12 @@ def test_a_disk_that_fills_up_inside_a_large_tensor(tmp_path: Path) -> None:
 
 def test_a_damaged_pointer_to_the_best_is_no_best(tmp_path: Path) -> None:
     path = small_checkpoint(tmp_path, 10, is_best=True)
-    for text in ("", "[]", "{}", '{"checkpoint": "step_000000000011"}', '{"checkpoint": "../x"}'):
+    elsewhere = ({"checkpoint": "step_000000000011", "score": 1.0}, {"checkpoint": "../x", "score": 1.0})
+    nothing = ({"checkpoint": path.name}, {"checkpoint": path.name, "score": None})
+    for text in ("", "[]", "{}", *map(json.dumps, elsewhere + nothing)):
         (tmp_path / "best.json").write_text(text)
-        assert checkpoint.best(tmp_path) is None
-    (tmp_path / "best.json").write_text(json.dumps({"checkpoint": path.name}))
+        assert checkpoint.best(tmp_path) is None and checkpoint.best_score(tmp_path, until=10) == -math.inf
+    (tmp_path / "best.json").write_text(json.dumps({"checkpoint": path.name, "score": 1.0}))
     assert checkpoint.best(tmp_path) == path
 
 

@@ -108,8 +108,9 @@ def test_actions_never_leave_their_range(algo: str, at_random: bool) -> None:
     """Even where the head is driven far beyond it; both ends are reached."""
     mind = policy(algo)
     mind.at_random.fill_(at_random)
+    layer: Any = mind.actor.head.layer
     with torch.no_grad():
-        mind.actor.head.layer.weight.mul_(1e5)
+        layer.weight.mul_(1e5)
     low, high = mind.interval.low.view(2, 2), mind.interval.high.view(2, 2)
     obs = observations(2000)
     for action in (mind.act(obs, {}, source()).action, mind.act(obs, {}, None).action, mind(obs, {})[0]):
@@ -151,9 +152,10 @@ def test_acting_depends_on_its_generator_alone(algo: str) -> None:
 @pytest.mark.parametrize("algo", HEADS)
 def test_the_greedy_action_is_tanh_of_what_the_head_says(algo: str) -> None:
     mind, obs = policy(algo), observations()
+    layer: Any = mind.actor.head.layer
     with torch.no_grad():
-        mind.actor.head.layer.weight.mul_(100.0)
-        raw = mind.actor.head.layer(mind.actor.body(obs[None], {}, None)[0])[:, :4]
+        layer.weight.mul_(100.0)
+        raw = layer(mind.actor.body(obs[None], {}, None)[0])[:, :4]
     half = (mind.interval.high - mind.interval.low) / 2.0
     expected = (mind.interval.low + half * (raw.tanh() + 1.0)).view(-1, 2, 2)
     torch.testing.assert_close(mind(obs, {})[0], expected)

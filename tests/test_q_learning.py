@@ -255,13 +255,13 @@ QUICK = Adam(learning_rate=0.02, max_grad_norm=10.0)
 PROBING: dict[str, tuple[Config, int]] = {
     "nstep-q": (
         NStepQConfig(discounting=Discounting(gamma=PROBE_GAMMA, lam=0.3), exploration=EXPLORING, optimizer=QUICK),
-        250,
+        200,
     ),
     "nstep-sarsa": (
         NStepSarsaConfig(
             discounting=Discounting(gamma=PROBE_GAMMA, lam=0.9), exploration=GREEDY_AT_LAST, optimizer=QUICK
         ),
-        250,
+        200,
     ),
     "pqn": (
         PQNConfig(

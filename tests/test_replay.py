@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import replay as study
-from greenroom import checkpoint, machine
+from greenroom import archive, checkpoint, machine
+from greenroom.batch import Batch, Sequences
 from greenroom.errors import UserError
 from greenroom.frames import FramePool
-from greenroom.replay import Batch, Replay, ReplayConfig, Sequences
+from greenroom.replay import Replay, ReplayConfig
 from greenroom.spec import MASK, ActionSpec, ArraySpec, Bounded, Discrete, EnvSpec, MultiDiscrete, ObsSpec
 from greenroom.sumtree import SumTree
+from greenroom.transient import Transient
 from greenroom.types import Episodes, Obs, Rollout, State, map_obs
 
 CPU = torch.device("cpu")
@@ -595,7 +597,7 @@ def test_resumed_from_a_checkpoint_it_draws_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rollouts: int, prioritised: bool
 ) -> None:
     """Before the ring is full and after it has wrapped; through files, with the large tensors streamed."""
-    monkeypatch.setattr(checkpoint, "LARGE", 100)
+    monkeypatch.setattr(archive, "LARGE", 100)
     world = World(DICT, num_envs=2, state_size=2)
     replay = build(world, capacity=50, n_step=3, prioritised=prioritised)
     for _ in range(rollouts):
@@ -622,11 +624,38 @@ def test_resumed_from_a_checkpoint_it_draws_the_same(
     check(resumed, world)
 
 
+@pytest.mark.parametrize("obs", [DICT, IMAGE], ids=["dict", "image"])
+def test_without_its_memory_it_fills_anew_and_counts_on(obs: ObsSpec) -> None:
+    """What an older checkpoint leaves of it: the clock of β, the numbers of transitions, and the generator."""
+    world = World(obs, num_envs=2, state_size=2)
+    options: dict[str, Any] = {"capacity": 50, "n_step": 3, "prioritised": True}
+    replay = build(world, **options)
+    for _ in range(20):
+        replay.add(world.rollout(3))
+    state = replay.state_dict()
+    assert isinstance(state["memory"], Transient)
+    assert [name for name, part in state.items() if isinstance(part, Tensor)] == ["draws"]
+    resumed = build(world, seed=99, **options)
+    resumed.load_state_dict({**state, "memory": {}})
+    assert len(resumed) == 0 and resumed.beta == replay.beta > 0.4
+    with pytest.raises(ValueError, match="empty replay"):
+        resumed.sample(1)
+    assert resumed.count_sequences(1) == 0
+    for rollouts in range(1, 30):
+        resumed.add(world.rollout(3))
+        assert len(resumed) == 6 * rollouts or rollouts > 5
+        check(resumed, world)
+        check_sequences(resumed.sample_sequences(20, 3), world, 3, first=60)
+        again = build(world, **options)
+        again.load_state_dict(resumed.state_dict())
+        assert_equal(again.sample(50).obs, resumed.sample(50).obs)
+
+
 def test_its_state_is_no_copy() -> None:
     world = World(IMAGE, num_envs=2)
     replay = build(world, capacity=50)
     replay.add(world.rollout(3))
-    pool, again = (replay.state_dict()["pools"][""] for _ in range(2))
+    pool, again = (replay.state_dict()["memory"]["pools"][""] for _ in range(2))
     assert pool["frames"].data_ptr() == again["frames"].data_ptr()
     assert 6 < len(pool["frames"]) < 50  # what has been filled, not all there is room for
 
@@ -669,9 +698,9 @@ def test_every_array_is_counted() -> None:
             return sum(total(part) for part in value)
         return value.nbytes if isinstance(value, Tensor) else 0
 
-    state = replay.state_dict()
-    small = state.pop("draws").nbytes + state["priorities"].pop("largest").nbytes
-    assert small < 6000 and replay.nbytes == total(state)
+    memory = replay.state_dict()["memory"]
+    assert memory["priorities"].pop("largest").nbytes == 8
+    assert replay.nbytes == total(memory)
 
 
 def test_too_little_room_is_refused_with_the_least_that_will_do() -> None:

@@ -15,16 +15,19 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from greenroom import checkpoint, session
+from greenroom import archive, checkpoint, session
 from greenroom.algorithms import AlgorithmConfig
 from greenroom.algorithms.actor_critic import A2CConfig, Discounting
+from greenroom.algorithms.dqn import DQNConfig
 from greenroom.algorithms.ppo import PPOConfig
+from greenroom.algorithms.replaying import Drawing
 from greenroom.config import RunConfig, dump, load
 from greenroom.errors import EnvironmentFault, UserError
 from greenroom.evaluation import evaluate
 from greenroom.networks import Mlp, Nips
 from greenroom.optim import Adam, RMSprop, Schedule
 from greenroom.policy import PolicyConfig
+from greenroom.replay import ReplayConfig
 from greenroom.session import Outcome, launch, resume
 from greenroom.training import Run, train
 from greenroom.types import Progress
@@ -311,13 +314,90 @@ def test_the_best_checkpoint_is_the_one_that_was_evaluated_best(
     assert best is not None and checkpoint.env_steps_of(best) == 192
     assert latest is not None and checkpoint.env_steps_of(latest) == 320
     assert set(outcome.folder.checkpoints.glob("step_*")) == {best, latest}
-    assert final_state(outcome)["session"]["best"] == 3.0
+    means = iter([2.9])
+    resume(tmp_path / "run", total_steps=352, quiet=True)
+    assert checkpoint.best(outcome.folder.checkpoints) == best, "a resumed run remembers how good it was"
 
     means = iter([9.0])
-    resume(tmp_path / "run", total_steps=352, quiet=True)
+    saves = count_saves(monkeypatch)
+    resume(tmp_path / "run", total_steps=384, quiet=True)
     best = checkpoint.best(outcome.folder.checkpoints)
-    assert best is not None and checkpoint.env_steps_of(best) == 352, "the final evaluation counts too"
-    assert checkpoint.load(best)["session"]["best"] == 9.0
+    assert best is not None and checkpoint.env_steps_of(best) == 384, "the final evaluation counts too"
+    assert saves == [384], "marked, not written again"
+    assert set(outcome.folder.checkpoints.glob("step_*")) == {best}
+
+
+def count_saves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps of all checkpoints written from now on."""
+    written: list[int] = []
+    save = checkpoint.save
+
+    def counted(*args: Any, **kwargs: Any) -> Path:
+        written.append(kwargs["env_steps"])
+        return save(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "save", counted)
+    return written
+
+
+def test_each_moment_is_saved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it is due, the last, and the best at the same time."""
+    means = iter([1.0, 2.0, 3.0])
+    monkeypatch.setattr(session, "evaluate", lambda *a, **k: dataclasses.replace(evaluate(*a, **k), mean=next(means)))
+    saves = count_saves(monkeypatch)
+    launch(small(eval_every=128, save_every=64), run_dir=tmp_path / "run", quiet=True)
+    assert saves == [64, 128, 192, 256, 320]
+
+
+def with_replay(**changes: Any) -> RunConfig:
+    """Like `small`, with an algorithm that has a replay."""
+    algorithm = DQNConfig(
+        replay=ReplayConfig(capacity=200, n_step=2, prioritised=True),
+        drawing=Drawing(batch_size=16, replay_ratio=1.0, learning_starts=64),
+    )
+    policy = PolicyConfig(network=Mlp(hidden=(8,)))
+    return small("inline", algorithm=algorithm, policy=policy, **changes)
+
+
+@pytest.fixture
+def replay_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its arrays get files of their own."""
+    monkeypatch.setattr(archive, "LARGE", 100)
+
+
+def replay_in(path: Path) -> Any:
+    """What a checkpoint holds of the replay's memory."""
+    return checkpoint.load(path)["run"]["algorithm"]["replay"]["memory"]
+
+
+@pytest.mark.usefixtures("replay_is_large")
+def test_the_replay_is_in_the_newest_checkpoint_and_the_resumed_run_is_the_same(tmp_path: Path, after: Any) -> None:
+    whole = launch(with_replay(), run_dir=tmp_path / "whole", quiet=True)
+    after(7, ctrl_c)
+    stopped = launch(with_replay(), run_dir=tmp_path / "stopped", quiet=True)
+    *older, newest = sorted(stopped.folder.checkpoints.glob("step_*"))
+    assert len(replay_in(newest)["arrays"]["reward"]) == 200 + 8 and [replay_in(path) for path in older] == [{}]
+    assert len(list(newest.glob("transient_*.bin"))) > 5 and not list(older[0].glob("transient*"))
+    continued = resume(stopped.folder.path, quiet=True)
+    assert_equal(final_state(continued), final_state(whole))
+    assert without_clock(lines(continued.folder.metrics)) == without_clock(lines(whole.folder.metrics))
+
+
+@pytest.mark.usefixtures("replay_is_large")
+def test_resumed_from_an_older_checkpoint_the_replay_begins_empty_and_a_line_says_so(
+    tmp_path: Path, after: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    after(7, ctrl_c)
+    folder = launch(with_replay(), run_dir=tmp_path / "run", quiet=True).folder
+    older, newest = sorted(folder.checkpoints.glob("step_*"))
+    (newest / "manifest.json").write_bytes(b"")
+    capsys.readouterr()
+    continued = resume(folder.path)
+    said = capsys.readouterr().err
+    assert f"going back to {older}; lost, so it begins empty: run/algorithm/replay/memory" in " ".join(said.split())
+    sizes = [record["loss/replay_size"] for record in lines(folder.metrics)]
+    assert sizes == [32, 64, 96, 128, 32, 64, 96, 128, 160, 192]
+    assert continued.finished and len(replay_in(sorted(folder.checkpoints.glob("step_*"))[-1])) > 0
 
 
 def test_a_final_evaluation_that_fails_loses_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bounded_probes import ACTION_TOLERANCE, ADAM, BOUNDED_PROBES, CRITICS, GAMMA, VALUE_TOLERANCE, answers, learn
+from bounded_probes import ACTION_TOLERANCE, BOUNDED_PROBES, CRITICS, GAMMA, VALUE_TOLERANCE, answers, learn
 from greenroom.algorithms.check import check_algorithm, synthetic_rollout
 from greenroom.algorithms.critics import CriticConfig
 from greenroom.algorithms.replaying import Drawing
@@ -50,8 +50,8 @@ def weights(learner: TD3) -> list[Tensor]:
 
 
 def test_the_contract_with_every_option() -> None:
-    drawing = Drawing(batch_size=8, replay_ratio=0.7, learning_starts=16)
-    replay = ReplayConfig(capacity=1000, n_step=3, prioritised=True)
+    drawing = Drawing(batch_size=8, replay_ratio=1.7, learning_starts=16)
+    replay = ReplayConfig(capacity=1000, n_step=3)
     config = TD3Config(
         critics=dataclasses.replace(ONE_UPDATE, drawing=drawing, replay=replay),
         exploration_noise=0.3,
@@ -65,10 +65,12 @@ def test_the_contract_with_every_option() -> None:
 
 def test_one_update_against_a_slow_definition() -> None:
     """Every number of the two losses, transition by transition, from the paper's algorithm 1."""
-    config = TD3Config(critics=ONE_UPDATE, target_noise=0.4, target_noise_clip=0.3, policy_delay=1)
+    optimizer = Adam(learning_rate=1e-2)
+    config = TD3Config(critics=ONE_UPDATE, target_noise=0.4, target_noise_clip=0.3, policy_delay=1, optimizer=optimizer)
     quick, slow = algorithm(config), algorithm(config)
+    earlier = rollout(quick, 1)
     for learner in (quick, slow):  # so that the slow copies are not the networks themselves
-        learner.learn(rollout(quick, 1))
+        learner.learn(earlier)
     data = rollout(quick)
     metrics = quick.learn(data)
 
@@ -138,21 +140,11 @@ def test_exploration_is_what_the_config_says() -> None:
 def test_probe(name: str) -> None:
     """Smoothing costs the variance of the target noise, at every step: it is small here."""
     probe = BOUNDED_PROBES[name]
-    config = TD3Config(critics=CRITICS, exploration_noise=0.2, target_noise=0.02, optimizer=ADAM)
-    learner, _ = learn(config, probe, 250)
+    config = TD3Config(critics=CRITICS, exploration_noise=0.3, target_noise=0.02, optimizer=Adam(learning_rate=3e-3))
+    learner, _ = learn(config, probe, 200)
     action, value = answers(learner, probe)
     torch.testing.assert_close(value, probe.value(GAMMA), rtol=0, atol=VALUE_TOLERANCE)
     torch.testing.assert_close(action, probe.best_action, rtol=0, atol=ACTION_TOLERANCE)
-
-
-def test_target_noise_costs_its_variance() -> None:
-    """The action comes back as 2·noise on [-1, 3], so what follows is worth (2·0.1)² less: at the start, gamma times."""
-    probe = BOUNDED_PROBES["delayed"]
-    config = TD3Config(critics=CRITICS, exploration_noise=0.2, target_noise=0.1, optimizer=ADAM)
-    learner, _ = learn(config, probe, 250)
-    _, value = answers(learner, probe)
-    cost = 0.2**2 * torch.tensor([GAMMA, 0.0])
-    torch.testing.assert_close(value, probe.value(GAMMA) - cost, rtol=0, atol=0.015)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from algorithm_settings import TRACED
+from algorithm_settings import LENGTH, NUM_ENVS, SETTINGS
 from greenroom.algorithms import ALGORITHMS
 from greenroom.config import RunConfig
 from greenroom.networks import Mlp
@@ -25,25 +25,29 @@ from greenroom.policy import PolicyConfig
 from greenroom.training import Run, train
 
 TRACES = Path(__file__).with_name("traces")
-UPDATES, NUM_ENVS, LENGTH = 20, 8, 6
+UPDATES = 20
 RELATIVE, ABSOLUTE = 1e-5, 1e-5
 """The absolute part is for numbers that are differences of larger ones, such as the explained variance."""
+
+TWO_BODIES = ("a2c", "ppo")
+"""Those that are traced with an encoder of its own for the value."""
 
 Trace = dict[str, dict[str, list[float]]]
 """`metrics`: name → one number an update; `parameters`: name → sum, sum of squares, first and last element."""
 
 
 def record(algo: str) -> Trace:
-    """Train on lost sales with short episodes, so that time limits count."""
+    """Train on lost sales with short episodes, so that time limits count, or where that cannot be, on a probe."""
+    continuous = algo in ("sac", "td3")
     config = RunConfig(
-        env="lost-sales",
-        env_kwargs={"horizon": 10},
+        env="probe-continuous" if continuous else "lost-sales",
+        env_kwargs={} if continuous else {"horizon": 10},
         num_envs=NUM_ENVS,
         rollout_length=LENGTH,
         total_steps=UPDATES * NUM_ENVS * LENGTH,
         device="cpu",
-        algorithm=TRACED[algo],
-        policy=PolicyConfig(network=Mlp(hidden=(16, 16)), normalize_obs=True, separate_value=True),
+        algorithm=SETTINGS[algo],
+        policy=PolicyConfig(network=Mlp(hidden=(16, 16)), normalize_obs=True, separate_value=algo in TWO_BODIES),
     )
     run = Run(config, say=lambda line: None)
     metrics: dict[str, list[float]] = {}
@@ -75,5 +79,5 @@ def test_trace(algo: str) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     TRACES.mkdir(exist_ok=True)
-    for name in sys.argv[1:] or TRACED:
+    for name in sys.argv[1:] or SETTINGS:
         (TRACES / f"{name}.json").write_text(json.dumps(record(name), indent=1) + "\n")

@@ -1,65 +1,50 @@
 """Checkpoints: a run's whole state on disk, complete or absent, checked on the way back. No pickle in either direction.
 
-A checkpoint is a folder `step_000000123456/` (the number is `env_steps`) of these files:
+A checkpoint is a folder `step_000000123456/` (the number is `env_steps`) that holds an `Archive`. The state's transient
+parts (a replay: gigabytes) are in a second archive of the folder; only the newest checkpoint has one.
 
-- `tensors.safetensors`: the tensors and NumPy arrays of the state.
-- `tensor_0.bin`, `tensor_1.bin`, …: the bytes of each large one. A replay may be most of the machine's memory, so these
-  are written piece by piece, and read back by mapping the file: no copy is ever made of them.
-- `manifest.json`: everything else, with references to the tensors, the other files' sizes and SHA-256, the format's
-  version, and the SHA-256 of the manifest's own body.
-
-The folder is written under a temporary name, flushed to the disk, and renamed; older ones go only after that. A folder
-with a final name is therefore complete, whenever the power fails.
+The folder is written under a temporary name, flushed to the disk, and renamed; only after that, older ones go or lose
+their transient parts, the manifest of these first. A folder with a final name is therefore complete, whenever the power
+fails, and transient parts are whole or absent.
 """
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from greenroom.encoding import State, decode, encode
+from greenroom.archive import Archive
+from greenroom.encoding import Encoded, State, decode, encode
 from greenroom.errors import UserError, nearest
 from greenroom.folder import sync, write_json
 
-FORMAT = 2
-"""The version of the layout described above. Raise it when a reader of the old layout would go wrong. Version 1 had no
-files for large tensors; it is still read."""
-
-LARGE = 16 * 2**20
-"""Bytes from which on a tensor gets a file of its own; also the size of the pieces in which it is written."""
-
-_TENSORS, _MANIFEST, _BEST = "tensors.safetensors", "manifest.json", "best.json"
+_BEST = "best.json"
 _NAME = re.compile(r"step_(\d{12,})(?:\.(\d+))?")
-_ENVELOPE = re.compile(rb'\{"sha256": "([0-9a-f]{64})", "body":\n(.*)\n\}\n', re.DOTALL)
 _UNFINISHED, _DISCARDED = ".saving-", ".deleting-"
 
 
-def save(
-    root: Path, state: Mapping[str, object], *, env_steps: int, updates: int, keep: int = 3, is_best: bool = False
-) -> Path:
-    """Write a checkpoint, then delete old ones.
+def save(root: Path, state: Mapping[str, object], *, env_steps: int, updates: int, keep: int = 3) -> Path:
+    """Write a checkpoint, then delete old ones, and of those that are kept the transient parts.
 
     Kept are the newest `keep` and the best. Those with more `env_steps` than this one are deleted: the run went back
     behind them. Saving the same `env_steps` again replaces the earlier one, with a name ending in `.1`, `.2`, …
 
     Args:
         root: the folder of all checkpoints of one run; made if missing.
-        state: see `encoding.State`.
+        state: see `encoding.State`. No `Transient` inside another one.
         env_steps: agent steps so far, at least 0.
         updates: updates so far.
         keep: how many to keep beside the best, at least 1.
-        is_best: this one is the best so far: `best` finds it.
 
     Returns:
         The checkpoint's folder.
@@ -70,35 +55,49 @@ def save(
     """
     if env_steps < 0 or keep < 1:
         raise ValueError(f"env_steps must be at least 0 and keep at least 1, got {env_steps} and {keep}")
-    tree, tensors = encode(state)
-    try:
+    main = encode(state)
+    transient = _encode_transient(main)
+    size = sum(tensor.nbytes for part in (main, transient) for tensor in part.tensors.values())
+    with _told_of(f"cannot save checkpoint {env_steps}", root, size):
         root.mkdir(parents=True, exist_ok=True)
         _sweep(root)
         path = _free_name(root, env_steps)
         unfinished = root / f"{_UNFINISHED}{path.name}"
         try:
             unfinished.mkdir()
-            _write(unfinished, tensors, {"env_steps": env_steps, "updates": updates, "state": tree})
+            if main.transient:
+                _transient(unfinished).write({"state": transient.tree}, transient.tensors)
+            content = {"env_steps": env_steps, "updates": updates, "state": main.tree}
+            _main(unfinished).write(content, main.tensors)
+            sync(unfinished)
             os.replace(unfinished, path)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
         sync(root)
-        if is_best:
-            write_json(root / _BEST, {"checkpoint": path.name})
         _retire(root, path, keep)
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(
-            f"cannot save checkpoint {env_steps} in {root}: {reason} "
-            f"(it needs {sum(tensor.nbytes for tensor in tensors.values()) / 1e6:.1f} MB, {_free_space(root)}); "
-            "free some space or choose another --run-dir; earlier checkpoints are untouched"
-        ) from error
     return path
 
 
+def mark_best(root: Path, path: Path, score: float, *, keep: int = 3) -> None:
+    """From now on `path` is the best checkpoint. The one before goes, unless it is among the newest `keep`.
+
+    Args:
+        root: the folder of all checkpoints of one run.
+        path: one of them.
+        score: how good it is, a finite number; the higher the better.
+        keep: as for `save`.
+
+    Raises:
+        UserError: the disk is full or refuses.
+    """
+    with _told_of(f"cannot mark {path.name} as the best", root, 0):
+        write_json(root / _BEST, {"checkpoint": path.name, "score": score})
+        _retire(root, _all(root)[-1], keep)
+
+
 def load(path: Path, *, part: tuple[str, ...] = ()) -> State:
-    """Read a checkpoint and verify every byte of what is returned.
+    """Read a checkpoint and verify every byte of what is returned. Transient parts that it no longer has are empty.
 
     Large tensors are the file's own pages: memory is used as they are touched, writing to one leaves the file alone,
     and deleting the checkpoint meanwhile does no harm.
@@ -110,23 +109,33 @@ def load(path: Path, *, part: tuple[str, ...] = ()) -> State:
     Raises:
         UserError: it is not a checkpoint, is damaged, has another format version, or has no such part.
     """
-    manifest = _manifest(path)
-    _verify(path, _TENSORS, manifest["tensors"])
-    tensors = safetensors.torch.load((path / _TENSORS).read_bytes())
+    return _load(path, part, transient=True)[0]
 
-    def tensor(name: str) -> Tensor:
-        if name not in tensors:
-            tensors[name] = _map(path, manifest["large"][name])
-        return tensors[name]
 
+def _load(path: Path, part: tuple[str, ...], *, transient: bool) -> tuple[State, list[str]]:
+    """As `load`, or leaving transient parts empty; also the names of those that are."""
+    if not _main(path).exists:
+        held = _all(path) or _all(path / "checkpoints")
+        hint = f"it holds checkpoints: give one, such as {held[-1]}" if held else "give a step_… folder of a run"
+        raise UserError(f"{path} is not a checkpoint (no {_main(path).manifest}); {hint}")
+    manifest, tensor = _main(path).read()
     tree = manifest["state"]
     for key in part:
         if not isinstance(tree, dict) or key not in tree:
             raise UserError(f"checkpoint {path} has no {'/'.join(part)}; it was written by another greenroom")
         tree = tree[key]
-    state = decode(tree, tensor)
+    lost: list[str] = []
+
+    def transient_part(name: str) -> object:
+        if not transient or not _transient(path).exists:
+            lost.append(name)
+            return {}
+        manifest, tensor = _transient(path).read()
+        return decode(manifest["state"][name], tensor, transient_part)
+
+    state = decode(tree, tensor, transient_part)
     assert isinstance(state, dict)
-    return state
+    return state, lost
 
 
 def env_steps_of(path: Path) -> int:
@@ -139,16 +148,28 @@ def env_steps_of(path: Path) -> int:
 
 def latest(root: Path) -> Path | None:
     """The newest complete checkpoint in `root`, or None. Cheap: sizes are checked, the tensors' checksum is not."""
-    return next((path for path in reversed(_all(root)) if _is_complete(path)), None)
+    return next((path for path in reversed(_all(root)) if _main(path).is_complete), None)
 
 
 def best(root: Path) -> Path | None:
-    """The checkpoint last saved with `is_best`, or None."""
+    """The checkpoint last marked with `mark_best`, or None."""
+    marked = _marked(root)
+    return marked[0] if marked else None
+
+
+def best_score(root: Path, *, until: int) -> float:
+    """The score of the best checkpoint if it has at most `until` steps, else -inf."""
+    marked = _marked(root)
+    return marked[1] if marked and env_steps_of(marked[0]) <= until else -math.inf
+
+
+def _marked(root: Path) -> tuple[Path, float] | None:
     try:
-        path = root / str(json.loads((root / _BEST).read_bytes())["checkpoint"])
+        content = json.loads((root / _BEST).read_bytes())
+        path, score = root / str(content["checkpoint"]), float(content["score"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return path if path in _all(root) else None
+    return (path, score) if path in _all(root) else None
 
 
 def find(root: Path, which: str) -> Path:
@@ -165,22 +186,30 @@ def find(root: Path, which: str) -> Path:
 
 
 def load_latest(root: Path, say: Callable[[str], None], *, part: tuple[str, ...] = ()) -> tuple[Path, State]:
-    """The newest checkpoint of which `part` can be read (see `load`), and where it is; those passed over go to `say`.
+    """The newest checkpoint of which `part` can be read (see `load`), and where it is.
+
+    Damaged transient parts are no reason to go back to an older one, which has none: they are left empty.
+
+    Args:
+        root: the folder of all checkpoints of one run.
+        say: hears of what was damaged, and of transient parts that are empty.
+        part: as for `load`.
 
     Raises:
         UserError: there is none.
     """
     faults: list[UserError] = []
-    for path in reversed(_all(root)):
+    for path, transient in itertools.product(reversed(_all(root)), (True, False)):
         try:
-            state = load(path, part=part)
+            state, lost = _load(path, part, transient=transient)
         except UserError as error:
-            faults.append(error)
+            if transient:
+                faults.append(error)
             continue
         for fault in faults:
             say(str(fault))
-        if faults:
-            say(f"going back to {path}")
+        if faults or lost:
+            say(f"going back to {path}" + (f"; lost, so it begins empty: {', '.join(lost)}" if lost else ""))
         return path, state
     if faults:
         raise UserError(f"no checkpoint in {root} can be read; the newest: {faults[0]}") from faults[0]
@@ -216,120 +245,33 @@ def describe_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, object
     raise UserError(f"checkpoint {where} is from another network: {'; '.join(differences[:3])}{more}; {cause}")
 
 
-def _write(folder: Path, tensors: dict[str, Tensor], content: dict[str, object]) -> None:
-    """All files of a checkpoint, on the disk when this returns."""
-    large = {name: tensor for name, tensor in tensors.items() if tensor.nbytes >= LARGE}
-    small = {name: tensor for name, tensor in tensors.items() if name not in large}
-    safetensors.torch.save_file(_apart(small), folder / _TENSORS)
-    with (folder / _TENSORS).open("rb") as file:
-        checksum = hashlib.file_digest(file, "sha256").hexdigest()
-    size = (folder / _TENSORS).stat().st_size
-    sync(folder / _TENSORS)
-    manifest = {
-        "format": FORMAT,
-        "tensors": {"bytes": size, "sha256": checksum},
-        "large": {
-            name: _write_large(folder / f"tensor_{number}.bin", tensor)
-            for number, (name, tensor) in enumerate(large.items())
-        },
-    }
-    body = json.dumps(manifest | content, allow_nan=False).encode()
-    with (folder / _MANIFEST).open("wb") as file:
-        file.write(b'{"sha256": "%s", "body":\n%s\n}\n' % (hashlib.sha256(body).hexdigest().encode(), body))
-    sync(folder / _MANIFEST)
-    sync(folder)
+def _main(path: Path) -> Archive:
+    return Archive(folder=path, manifest="manifest.json", small="tensors.safetensors", large="tensor")
 
 
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as safetensors wants them: on the CPU, contiguous, and no two in the same memory."""
-    storages: set[int] = set()
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        plain = tensor.cpu().resolve_conj().resolve_neg().contiguous()
-        storage = plain.untyped_storage().data_ptr()
-        found[name] = plain.clone() if storage in storages else plain
-        storages.add(storage)
-    return found
+def _transient(path: Path) -> Archive:
+    return Archive(folder=path, manifest="transient.json", small="transient.safetensors", large="transient")
 
 
-def _write_large(file: Path, tensor: Tensor) -> dict[str, object]:
-    """Write one tensor piece by piece (one that is not contiguous is copied first). Returns what reading it takes."""
-    flat = tensor.resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8)
-    checksum = hashlib.sha256()
-    with file.open("wb") as stream:
-        for piece in flat.split(LARGE):
-            data = piece.cpu().numpy().data
-            checksum.update(data)
-            stream.write(data)
-    sync(file)
-    return {
-        "file": file.name,
-        "bytes": flat.nbytes,
-        "sha256": checksum.hexdigest(),
-        "dtype": str(tensor.dtype).removeprefix("torch."),
-        "shape": list(tensor.shape),
-    }
+def _encode_transient(encoded: Encoded) -> Encoded:
+    """The transient parts of a state by their names."""
+    within = encode({name: dict(part) for name, part in encoded.transient.items()})
+    if within.transient:
+        raise TypeError(f"a transient part cannot hold another one (at {next(iter(within.transient))})")
+    return within
 
 
-def _map(path: Path, entry: dict[str, Any]) -> Tensor:
-    """A large tensor, verified. It is not read into memory: there may be no room for it beside its owner's copy."""
-    _verify(path, entry["file"], entry)
-    flat = torch.from_file(str(path / entry["file"]), shared=False, size=entry["bytes"], dtype=torch.uint8)
-    return flat.view(getattr(torch, entry["dtype"])).view(entry["shape"])
-
-
-def _verify(path: Path, name: str, expected: dict[str, Any]) -> None:
-    """Read one of a checkpoint's files, piece by piece, and compare its size and checksum."""
+@contextmanager
+def _told_of(failure: str, root: Path, size: int) -> Iterator[None]:
+    """Make a disk's refusal a `UserError`."""
     try:
-        with (path / name).open("rb") as file:
-            size, checksum = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise _damaged(path, f"{name} is missing") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path / name}: {error.strerror}") from error
-    if size != expected["bytes"]:
-        raise _damaged(path, f"{name} has {size} bytes instead of {expected['bytes']}")
-    if checksum != expected["sha256"]:
-        raise _damaged(path, f"the checksum of {name} is wrong")
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    """The manifest's body, verified, in the form of the newest format."""
-    try:
-        content = (path / _MANIFEST).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        held = _all(path) or _all(path / "checkpoints")
-        hint = f"it holds checkpoints: give one, such as {held[-1]}" if held else "give a step_… folder of a run"
-        raise UserError(f"{path} is not a checkpoint (no {_MANIFEST}); {hint}") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path / _MANIFEST}: {error.strerror}") from error
-    envelope = _ENVELOPE.fullmatch(content)
-    if envelope is None:
-        raise _damaged(path, f"{_MANIFEST} is cut short or altered")
-    if hashlib.sha256(envelope[2]).hexdigest().encode() != envelope[1]:
-        raise _damaged(path, f"the checksum of {_MANIFEST} is wrong")
-    body = json.loads(envelope[2])
-    assert isinstance(body, dict)
-    if not 1 <= body["format"] <= FORMAT:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UserError(
-            f"checkpoint {path} has format {body['format']}, this greenroom reads formats up to {FORMAT}; "
-            "use the greenroom version in the run's environment.json"
-        )
-    return {"large": {}} | body
-
-
-def _damaged(path: Path, how: str) -> UserError:
-    return UserError(f"checkpoint {path} is damaged: {how}; use another checkpoint or a copy of this one")
-
-
-def _is_complete(path: Path) -> bool:
-    try:
-        manifest = _manifest(path)
-        sizes = {_TENSORS: manifest["tensors"]["bytes"]}
-        sizes |= {entry["file"]: entry["bytes"] for entry in manifest["large"].values()}
-        return all((path / name).stat().st_size == size for name, size in sizes.items())
-    except (UserError, OSError):
-        return False
+            f"{failure} in {root}: {reason} (it needs {size / 1e6:.1f} MB, {_free_space(root)}); "
+            "free some space or choose another --run-dir; earlier checkpoints are untouched"
+        ) from error
 
 
 def _order(path: Path) -> tuple[int, int]:
@@ -355,19 +297,33 @@ def _sweep(root: Path) -> None:
     for path in root.iterdir():
         if path.name.startswith((_UNFINISHED, _DISCARDED)):
             shutil.rmtree(path)
+    for path in _all(root):
+        if not _transient(path).exists:
+            _strip(path)
 
 
 def _retire(root: Path, newest: Path, keep: int) -> None:
-    """Delete what is neither among the newest `keep` up to `newest`, nor the best."""
+    """Delete what is neither among the newest `keep` up to `newest`, nor the best; strip what is kept but `newest`."""
     everything = _all(root)
-    last = {_order(path)[0]: path for path in everything if _order(path) <= _order(newest)}  # one for each env_steps
-    spared = {*list(last.values())[-keep:], best(root)}
+    past = [path for path in everything if _order(path) <= _order(newest)]
+    last = {_order(path)[0]: path for path in past}  # one for each env_steps
+    spared = {*list(last.values())[-keep:], *(path for path in past if path == best(root))}
     for path in everything:
         if path not in spared:
             # Renamed first: a deletion that is interrupted must not leave half a checkpoint under a final name.
             discarded = path.with_name(f"{_DISCARDED}{path.name}")
             os.replace(path, discarded)
             shutil.rmtree(discarded)
+        elif path != newest:
+            _strip(path)
+
+
+def _strip(path: Path) -> None:
+    """Remove a checkpoint's transient parts. Interrupted, this leaves files without a manifest: see `_sweep`."""
+    for file in _transient(path).files:
+        file.unlink()
+        if file.name == _transient(path).manifest:
+            sync(path)
 
 
 def _free_space(root: Path) -> str:

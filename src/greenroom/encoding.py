@@ -1,9 +1,10 @@
-"""A nested state as JSON with its tensors put aside, and back."""
+"""A nested state as JSON with its tensors and its transient parts put aside, and back."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,37 +12,52 @@ import torch
 from torch import Tensor
 
 from greenroom.errors import UserError
+from greenroom.transient import Transient
 
 State = dict[str, Any]
 """Nested dicts (string or integer keys), lists and tuples of tensors, NumPy arrays and scalars, int, float, bool, None,
-str and bytes. Read back, a subclass of these (`OrderedDict`, `Parameter`) is the plain type, and every tensor is
-contiguous and on the CPU."""
+str and bytes. Read back, a subclass of these (`OrderedDict`, `Parameter`, `Transient`) is the plain type, and every
+tensor is contiguous and on the CPU."""
 
 _NO_FORMAT = (torch.complex32, torch.complex128)  # safetensors has no name for them
 
 
-def encode(state: Mapping[str, object]) -> tuple[object, dict[str, Tensor]]:
-    """The JSON form of a state, and the tensors that it names, as they are: not copied, on whichever device.
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A state taken apart."""
+
+    tree: object
+    """JSON that names the rest."""
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    """As they are: not copied, on whichever device."""
+    transient: dict[str, Transient] = field(default_factory=dict)
+    """As they are: not encoded."""
+
+
+def encode(state: Mapping[str, object]) -> Encoded:
+    """Take a state apart.
 
     Raises:
         TypeError: the state holds something else than `State` allows; the message says where.
     """
     encoder = _Encoder()
-    return encoder.encode(dict(state), ()), encoder.tensors
+    return Encoded(tree=encoder.encode(dict(state), ()), tensors=encoder.tensors, transient=encoder.transient)
 
 
-def decode(value: object, tensor: Callable[[str], Tensor]) -> object:
-    """The inverse of `encode`; `tensor` is asked for those that `value` names."""
+def decode(value: object, tensor: Callable[[str], Tensor], transient: Callable[[str], object]) -> object:
+    """The inverse of `encode`; `tensor` and `transient` are asked for what `value` names."""
     if isinstance(value, list):
-        return [decode(item, tensor) for item in value]
+        return [decode(item, tensor, transient) for item in value]
     if not isinstance(value, dict):
         return value
     if len(value) != 1 or not (kind := next(iter(value))).startswith("$"):
-        return {key: decode(item, tensor) for key, item in value.items()}
+        return {key: decode(item, tensor, transient) for key, item in value.items()}
     content = value[kind]
     match kind:
         case "$tensor":
             return tensor(content)
+        case "$transient":
+            return transient(content)
         case "$array" | "$scalar":
             name, dtype, shape = content
             array = np.ndarray(shape, dtype, buffer=tensor(name).numpy().tobytes()).copy()
@@ -53,17 +69,18 @@ def decode(value: object, tensor: Callable[[str], Tensor]) -> object:
         case "$bytes":
             return bytes.fromhex(content)
         case "$tuple":
-            return tuple(decode(item, tensor) for item in content)
+            return tuple(decode(item, tensor, transient) for item in content)
         case "$dict":
-            return {key: decode(item, tensor) for key, item in content}
+            return {key: decode(item, tensor, transient) for key, item in content}
     raise UserError(f"a checkpoint holds the unknown kind {kind!r}; it was written by a newer greenroom")
 
 
 class _Encoder:
-    """Turns a state into JSON, putting its tensors aside. What JSON cannot say is an object with one key, `"$kind"`."""
+    """Turns a state into JSON, putting some of it aside. What JSON cannot say is an object with one key, `"$kind"`."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
+        self.transient: dict[str, Transient] = {}
         self._seen: dict[tuple[object, ...], str] = {}
 
     def encode(self, value: object, path: tuple[str, ...]) -> object:
@@ -84,6 +101,10 @@ class _Encoder:
         if isinstance(value, list | tuple):
             items = [self.encode(item, (*path, str(index))) for index, item in enumerate(value)]
             return {"$tuple": items} if isinstance(value, tuple) else items
+        if isinstance(value, Transient):
+            name = _name(path, self.transient)
+            self.transient[name] = value
+            return {"$transient": name}
         if isinstance(value, dict):
             return self._dict(value, path)
         raise TypeError(f"a checkpoint cannot hold a {type(value).__qualname__} (at {'/'.join(path)})")
@@ -115,11 +136,17 @@ class _Encoder:
         identity = (value.data_ptr(), value.dtype, value.device, value.shape, value.stride(), value.is_conj())
         if value.numel() and identity in self._seen:
             return self._seen[identity]
-        name = base = "/".join(path).encode("utf-8", "backslashreplace").decode() or "state"
-        attempt = 1
-        while name in self.tensors or name == "__metadata__":
-            attempt += 1
-            name = f"{base}#{attempt}"
+        name = _name(path, self.tensors)
         self.tensors[name] = value.detach()
         self._seen[identity] = name
         return name
+
+
+def _name(path: tuple[str, ...], taken: Container[str]) -> str:
+    """A name for what is at `path` in the state."""
+    name = base = "/".join(path).encode("utf-8", "backslashreplace").decode() or "state"
+    attempt = 1
+    while name in taken or name == "__metadata__":
+        attempt += 1
+        name = f"{base}#{attempt}"
+    return name

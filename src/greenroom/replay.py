@@ -13,11 +13,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from greenroom.batch import Batch as Batch
+from greenroom.batch import Sequences as Sequences
 from greenroom.errors import UserError
 from greenroom.frames import FramePool
+from greenroom.maths.returns import fold
 from greenroom.seeding import generator
 from greenroom.spec import ActionSpec, Bounded, Discrete, EnvSpec
 from greenroom.sumtree import Priorities
+from greenroom.transient import Transient
 from greenroom.types import Obs, Rollout, State
 
 ROLLOUTS = 4
@@ -78,55 +82,6 @@ class ReplayConfig:
             where=where,
             draws=generator(seed, "replay", device=where),
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """N transitions, on the learner's device."""
-
-    obs: Obs
-    """`[N, ...]`."""
-    action: Tensor
-    """`[N, ...]`."""
-    reward: Tensor
-    """float32 `[N]`: the discounted sum of the m ≤ `n_step` rewards that are folded."""
-    discount: Tensor
-    """float32 `[N]`: what `next_obs` counts: gamma**m, or 0 where the task terminated."""
-    next_obs: Obs
-    """`[N, ...]`: what truly came m steps later; the last observation where the episode was cut."""
-    index: Tensor
-    """int64 `[N]`, for `update_priorities`: the transitions' numbers, counted from the run's first."""
-    weight: Tensor
-    """float32 `[N]`: importance weights, the largest 1; all 1 if drawn uniformly."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sequences:
-    """L steps of N stretches of experience, time first, on the learner's device. Episodes may end inside."""
-
-    obs: Obs
-    """`[L+1, N, ...]`: what was acted on, and what comes next."""
-    action: Tensor
-    """`[L, N, ...]`."""
-    reward: Tensor
-    """float32 `[L, N]`: of single steps."""
-    terminated: Tensor
-    """bool `[L, N]`."""
-    truncated: Tensor
-    """bool `[L, N]`."""
-    final_obs: Obs
-    """`[K, ...]`: true last observations where `cut`, ordered by time, then by stretch."""
-    state: State
-    """`[N, ...]` each: what `obs[0]` was acted on with."""
-    index: Tensor
-    """int64 `[N]`, for `update_priorities`: the numbers of the first transitions."""
-    weight: Tensor
-    """float32 `[N]`: importance weights, the largest 1; all 1 if drawn uniformly."""
-
-    @property
-    def cut(self) -> Tensor:
-        """bool `[L, N]`: an episode ended here, for whichever reason."""
-        return self.terminated | self.truncated
 
 
 class Replay:
@@ -222,7 +177,7 @@ class Replay:
         for name, pool in self._pools.items():
             pool.write(start, obs[name], rollout.cut, final_obs[name], goes_on.to(rollout.cut.device))
         arrays = self._arrays
-        if start:
+        if start > self._first:
             before = self._rows(start - 1, start)
             arrays["truncated"][before] |= ~(goes_on | arrays["terminated"][before])
         self._now += length
@@ -321,37 +276,45 @@ class Replay:
         return {
             "times": self.times,
             "num_envs": self.num_envs,
-            "first": self._first,
+            "prioritised": self._priorities is not None,
             "now": self._now,
             "length": self._length,
-            "arrays": {name: array[: times * self.num_envs] for name, array in self._arrays.items()},
-            "pools": {name: pool.state_dict(times) for name, pool in self._pools.items()},
-            "states": dict(self._states),
-            "priorities": None if self._priorities is None else self._priorities.state_dict(),
             "draws": self._draws.get_state(),
+            "memory": Transient(
+                first=self._first,
+                arrays={name: array[: times * self.num_envs] for name, array in self._arrays.items()},
+                pools={name: pool.state_dict(times) for name, pool in self._pools.items()},
+                states=dict(self._states),
+                priorities=None if self._priorities is None else self._priorities.state_dict(),
+            ),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`.
+        """Continue from `state`, in a replay that is still empty; without its `memory` it stays so.
 
         Raises:
             UserError: it is of another size, or one of the two is prioritised and the other is not.
         """
-        saved = (state["times"], state["num_envs"], state["priorities"] is not None)
+        saved = (state["times"], state["num_envs"], state["prioritised"])
         if saved != (self.times, self.num_envs, self._priorities is not None):
             raise UserError(
                 f"the saved replay has {saved[0]} points in time of {saved[1]} environments and is "
                 f"{'' if saved[2] else 'not '}prioritised; use the capacity, num_envs and prioritised of that run"
             )
-        self._first, self._now, self._length = state["first"], state["now"], state["length"]
-        for name, array in self._arrays.items():
-            array[: len(state["arrays"][name])].copy_(state["arrays"][name])
-        for name, pool in self._pools.items():
-            pool.load_state_dict(state["pools"][name])
-        self._states = {name: kept.to(self._where, copy=True) for name, kept in state["states"].items()}
-        if self._priorities is not None:
-            self._priorities.load_state_dict(state["priorities"])
+        self._first = self._now = state["now"]
+        self._length = state["length"]
         self._draws.set_state(state["draws"])
+        memory = state["memory"]
+        if not memory:
+            return
+        self._first = memory["first"]
+        for name, array in self._arrays.items():
+            array[: len(memory["arrays"][name])].copy_(memory["arrays"][name])
+        for name, pool in self._pools.items():
+            pool.load_state_dict(memory["pools"][name])
+        self._states = {name: kept.to(self._where, copy=True) for name, kept in memory["states"].items()}
+        if self._priorities is not None:
+            self._priorities.load_state_dict(memory["priorities"])
 
     def _rows(self, start: int, stop: int) -> Tensor:
         """The rows of all transitions from one point in time to before another."""
@@ -360,7 +323,7 @@ class Replay:
 
     def _goes_on(self, obs: dict[str, Tensor]) -> Tensor:
         """bool `[B]`: whether each environment's first observation is the one that is already at the head."""
-        same = torch.full((self.num_envs,), self._now > 0, device=self._where)
+        same = torch.full((self.num_envs,), self._now > self._first, device=self._where)
         for name, pool in self._pools.items():
             same &= pool.shows(self._now, obs[name][0])
         return same
@@ -405,28 +368,6 @@ class Replay:
     def _read(self, references: dict[str, Tensor]) -> Obs:
         parts = {name: pool.read(references[name]).to(self.device) for name, pool in self._pools.items()}
         return parts.get("", parts)
-
-
-def fold(reward: Tensor, cut: Tensor, *, n_step: int, gamma: float) -> tuple[Tensor, Tensor]:
-    """n-step returns without their bootstrap: `Σ_{k<m} gamma**k * reward[t+k]` (Sutton & Barto 2018, equation 7.1).
-
-    Args:
-        reward: float `[T, B]`.
-        cut: bool `[T, B]`: an episode ended here; the sum does not go on.
-        n_step: the most rewards in a sum.
-        gamma: discount per step.
-
-    Returns:
-        The sums, float `[T, B]`, and how many rewards they are of, m, int64 `[T, B]`: from 1 to `n_step`.
-    """
-    folded, steps = torch.zeros_like(reward), torch.zeros_like(cut, dtype=torch.int64)
-    goes_on = torch.ones_like(cut)
-    for k in range(min(n_step, len(reward))):
-        early = slice(len(reward) - k)  # those that have a k-th successor
-        folded[early] += torch.where(goes_on[early], gamma**k * reward[k:], 0.0)
-        steps[early] += goes_on[early]
-        goes_on[early] &= ~cut[k:]
-    return folded, steps
 
 
 def _parts(obs: Obs) -> dict[str, Tensor]:

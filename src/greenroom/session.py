@@ -131,18 +131,17 @@ class _Session:
         self.run, self.config, self.folder, self.display = run, run.config, folder, display
         self._window = _Window(self.config)
         self._examiner = _Examiner(self.config)
-        self._best = -math.inf
+        self._best = -math.inf if resumed_at is None else checkpoint.best_score(folder.checkpoints, until=resumed_at)
         self._resumed_at = resumed_at
-        self._saved_at = -1
+        self._saved: Path | None = None
         self._sinks: tuple[Sink, ...] = ()
 
     def state_dict(self) -> dict[str, Any]:
-        """What the log lines and the choice of the best checkpoint depend on."""
-        return {"best": self._best, "window": self._window.state_dict(), "kinds": _kinds(self.config)}
+        """What the log lines depend on, and whether another sitting may go on from here."""
+        return {"window": self._window.state_dict(), "kinds": _kinds(self.config)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the log."""
-        self._best = state["best"]
         self._window.load_state_dict(state["window"])
 
     def conduct(self) -> Outcome:
@@ -198,7 +197,7 @@ class _Session:
         self._write("evaluations", {**clock, **result.to_json()})
         if result.mean > self._best:
             self._best = result.mean
-            self._save(is_best=True)
+            checkpoint.mark_best(self.folder.checkpoints, self._save(), self._best, keep=self.config.keep)
         return result
 
     def _check_finite(self) -> None:
@@ -212,20 +211,18 @@ class _Session:
                     + (f"; the newest sound checkpoint is {newest}" if newest else "")
                 )
 
-    def _save(self, *, is_best: bool = False) -> None:
-        if self._saved_at == self.run.env_steps and not is_best:
-            return
-        self._check_finite()
-        state = {"run": self.run.state_dict(), "session": self.state_dict()}
-        checkpoint.save(
-            self.folder.checkpoints,
-            state,
-            env_steps=self.run.env_steps,
-            updates=self.run.updates,
-            keep=self.config.keep,
-            is_best=is_best,
-        )
-        self._saved_at = self.run.env_steps
+    def _save(self) -> Path:
+        """The checkpoint of this moment, written unless it already is."""
+        if self._saved is None or checkpoint.env_steps_of(self._saved) != self.run.env_steps:
+            self._check_finite()
+            self._saved = checkpoint.save(
+                self.folder.checkpoints,
+                {"run": self.run.state_dict(), "session": self.state_dict()},
+                env_steps=self.run.env_steps,
+                updates=self.run.updates,
+                keep=self.config.keep,
+            )
+        return self._saved
 
     def _report(self, evaluation: Evaluation) -> baselines.BaselineReport | None:
         config = self.config

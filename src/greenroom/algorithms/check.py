@@ -171,6 +171,8 @@ def _same(one: Any, other: Any) -> bool:
         return isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(_same(*pair) for pair in zip(one, other, strict=True))
     if isinstance(one, Rollout | Episodes):
         return all(_same(getattr(one, name), getattr(other, name)) for name in type(one).__dataclass_fields__)
     return bool(one == other)

@@ -148,3 +148,5 @@ class DQN:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
         self._parts.load_state_dict(state)
+        if not len(self.replay):
+            self.draws.start_anew()

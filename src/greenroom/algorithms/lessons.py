@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from greenroom.algorithms.replaying import Drawing
+from greenroom.batch import Batch, Sequences
 from greenroom.errors import UserError
+from greenroom.maths.returns import fold
 from greenroom.maths.values import chosen
 from greenroom.policy import one_step
-from greenroom.replay import ROLLOUTS, Batch, ReplayConfig, Sequences, fold
+from greenroom.replay import ROLLOUTS, ReplayConfig
 from greenroom.types import Obs, map_obs, restart
 from greenroom.values import QPolicy
 

@@ -64,6 +64,10 @@ class Draws:
         self.batches += due
         return due
 
+    def start_anew(self) -> None:
+        """Fill the replay as at the start: it was lost."""
+        self.steps, self._owed = 0, 0.0
+
     def state_dict(self) -> dict[str, Any]:
         """Steps and batches so far, and the fraction carried."""
         return {"steps": self.steps, "batches": self.batches, "owed": self._owed}

@@ -1,7 +1,8 @@
 """One backward recursion that every return estimator in greenroom is a named case of.
 
 Time runs first: all arguments are `[T, B]`. `discount = gamma * ~terminated` and `cut = terminated | truncated` keep
-apart *the future is worth nothing* and *the recursion must not cross into the next episode*.
+apart *the future is worth nothing* and *the recursion must not cross into the next episode*. Only `fold`, of which a
+replay makes its transitions, looks at nothing but rewards, and forwards.
 """
 
 from __future__ import annotations
@@ -93,3 +94,25 @@ def vtrace_advantage(
     inside = torch.cat([target[1:], next_value[-1:]])
     following = torch.where(cut, next_value, inside)
     return ratio.clamp(max=rho_max) * (reward + discount * following - value)
+
+
+def fold(reward: Tensor, cut: Tensor, *, n_step: int, gamma: float) -> tuple[Tensor, Tensor]:
+    """n-step returns without their bootstrap: `Σ_{k<m} gamma**k * reward[t+k]` (Sutton & Barto 2018, equation 7.1).
+
+    Args:
+        reward: float `[T, B]`.
+        cut: bool `[T, B]`: an episode ended here; the sum does not go on.
+        n_step: the most rewards in a sum.
+        gamma: discount per step.
+
+    Returns:
+        The sums, float `[T, B]`, and how many rewards they are of, m, int64 `[T, B]`: from 1 to `n_step`.
+    """
+    folded, steps = torch.zeros_like(reward), torch.zeros_like(cut, dtype=torch.int64)
+    goes_on = torch.ones_like(cut)
+    for k in range(min(n_step, len(reward))):
+        early = slice(len(reward) - k)  # those that have a k-th successor
+        folded[early] += torch.where(goes_on[early], gamma**k * reward[k:], 0.0)
+        steps[early] += goes_on[early]
+        goes_on[early] &= ~cut[k:]
+    return folded, steps
