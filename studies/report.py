@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +25,9 @@ class Scores:
     std: float
     iqm: float
     ci95: tuple[float, float]
-    """Bootstrap over seeds; with five seeds it is rather too narrow."""
+    """Of the mean. Bootstrap over seeds; with five seeds it is rather too narrow."""
+    iqm_ci95: tuple[float, float]
+    """Of the interquartile mean, in the same way."""
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Scores:
@@ -35,7 +37,8 @@ class Scores:
             mean=float(statistics.mean(sample)),
             std=float(statistics.std(sample)),
             iqm=float(statistics.iqm(sample)),
-            ci95=statistics.bootstrap_interval(statistics.mean, sample, generator=np.random.default_rng(0)),
+            ci95=_interval(statistics.mean, sample),
+            iqm_ci95=_interval(statistics.iqm, sample),
         )
 
     def cells(self, digits: int) -> list[str]:
@@ -46,6 +49,22 @@ class Scores:
             f"{self.iqm:.{digits}f}",
             f"[{low:.{digits}f}, {high:.{digits}f}]",
         ]
+
+    def robust(self, digits: int) -> str:
+        """Interquartile mean and its interval, in one cell."""
+        low, high = self.iqm_ci95
+        return f"{self.iqm:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _interval(statistic: Callable[..., statistics.Floats], *samples: statistics.Floats) -> tuple[float, float]:
+    return statistics.bootstrap_interval(statistic, *samples, generator=np.random.default_rng(0))
+
+
+def improvement(values: Sequence[float], others: Sequence[float]) -> str:
+    """Probability that one of `values` is higher than one of `others`, ties counted half, and its 95 % interval."""
+    samples = [np.asarray(group, dtype=np.float64) for group in (values, others)]
+    low, high = _interval(statistics.probability_of_improvement, *samples)
+    return f"{float(statistics.probability_of_improvement(*samples)):.2f} [{low:.2f}, {high:.2f}]"
 
 
 SCORE_HEADINGS = ["mean ± std over seeds", "IQM", "95 % interval"]
@@ -60,6 +79,21 @@ def group(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
     return groups
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A further table of the same page."""
+
+    title: str
+    explanation: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def lines(self, level: str = "##") -> list[str]:
+        """Markdown, ending with an empty line."""
+        table = [_row(self.headings), _row(["---"] * len(self.headings)), *map(_row, self.rows)]
+        return [f"{level} {self.title}", "", self.explanation, "", *table, ""]
+
+
 def write_table(
     chosen: Options,
     *,
@@ -68,20 +102,15 @@ def write_table(
     headings: Sequence[str],
     rows: Sequence[Sequence[str]],
     records: Sequence[Record],
+    further: Sequence[Section] = (),
 ) -> None:
-    """Write and print `table.md`: the rows, and under them how they were made."""
+    """Write and print `table.md`: the rows, further tables, and under them how they were made."""
     kinds = [record["machine"] for record in records]
     machines = sorted({f"{kind['cpu']}, {kind['cores']} cores, {kind['jobs']} runs side by side" for kind in kinds})
     command = shlex.join(["python", f"studies/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     lines = [
-        f"# {title}",
-        "",
-        explanation,
-        "",
-        _row(headings),
-        _row(["---"] * len(headings)),
-        *map(_row, rows),
-        "",
+        *Section(title=title, explanation=explanation, headings=headings, rows=rows).lines("#"),
+        *(line for section in further for line in section.lines()),
         f"Made by `{command}`. Machine: {'; '.join(machines)}.",
         f"Training took {sum(record['seconds'] for record in records) / 3600:.1f} hours in all.",
         "Every run's commands, seed, evaluation and curve: [results.json](results.json).",
@@ -108,12 +137,14 @@ class Panel:
     title: str
     groups: Mapping[str, Sequence[Record]]
     """The seeds of each method."""
+    dashed: Mapping[str, Sequence[Record]] = field(default_factory=dict)
+    """The seeds of what is beside the method of the same name, to be drawn in its colour."""
     landmarks: Mapping[str, float] = field(default_factory=dict)
     """Returns to draw as level lines."""
 
 
-def plot_curves(path: Path, panels: Sequence[Panel]) -> None:
-    """Write a PNG: mean training return over agent steps, its mean over seeds as a line and its range as a band."""
+def plot_curves(path: Path, panels: Sequence[Panel], *, score: str = "mean training return") -> None:
+    """Write a PNG: each record's curve of `score` over agent steps, their mean as a line and their range as a band."""
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(5.2 * columns, 3.9 * rows), layout="constrained")
@@ -121,21 +152,22 @@ def plot_curves(path: Path, panels: Sequence[Panel]) -> None:
         axes = figure.add_subplot(rows, columns, number)
         for color, (label, records) in enumerate(panel.groups.items()):
             _draw(axes, f"{label} ({len(records)} seeds)", f"C{color}", records)
+            _draw(axes, "", f"C{color}", panel.dashed.get(label, ()), line="--")
         for label, level in panel.landmarks.items():
             axes.axhline(level, color="0.5", linewidth=0.8, linestyle=":")
             axes.annotate(label, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
-        axes.set(title=panel.title, xlabel="agent steps", ylabel="mean training return")
+        axes.set(title=panel.title, xlabel="agent steps", ylabel=score)
         axes.grid(alpha=0.2)
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
 
 
-def _draw(axes: Axes, label: str, color: str, records: Sequence[Record]) -> None:
+def _draw(axes: Axes, label: str, color: str, records: Sequence[Record], line: str = "-") -> None:
     """Each seed's curve on one grid that all of them cover."""
     curves = [np.asarray(record["curve"], dtype=np.float64) for record in records if record["curve"]]
     if not curves:
         return
     grid = np.linspace(max(curve[0, 0] for curve in curves), min(curve[-1, 0] for curve in curves), 200)
     heights = np.stack([np.interp(grid, curve[:, 0], curve[:, 2]) for curve in curves])
-    axes.plot(grid, heights.mean(axis=0), label=label, color=color)
+    axes.plot(grid, heights.mean(axis=0), label=label, color=color, linestyle=line)
     axes.fill_between(grid, heights.min(axis=0), heights.max(axis=0), color=color, alpha=0.2, linewidth=0)

@@ -14,7 +14,7 @@ from torch import Tensor
 from bounded_probes import ACTION_TOLERANCE, BOUNDED_PROBES, CRITICS, GAMMA, VALUE_TOLERANCE, answers, learn
 from greenroom.acting import Collector
 from greenroom.algorithms.check import check_algorithm, synthetic_rollout
-from greenroom.algorithms.critics import CriticConfig, StateActionValue
+from greenroom.algorithms.critics import CriticConfig, Critics, StateActionValue
 from greenroom.algorithms.replaying import Drawing
 from greenroom.algorithms.sac import SAC, SACConfig, Temperature
 from greenroom.algorithms.targets import TargetNetwork
@@ -69,7 +69,7 @@ def test_the_contract_on_every_kind_of_space(spec: EnvSpec) -> None:
 
 
 def test_the_contract_with_every_option() -> None:
-    replay = ReplayConfig(capacity=1000, n_step=3)
+    replay = ReplayConfig(capacity=1000, n_step=3, prioritised=True)
     config = SACConfig(
         critics=dataclasses.replace(SMALL, replay=replay, drawing=dataclasses.replace(SMALL.drawing, replay_ratio=0.7)),
         learn_temperature=False,
@@ -152,6 +152,10 @@ def test_transitions_reach_the_loss_as_they_were() -> None:
     assert torch.equal(samples.reward, data.reward.flatten()[rows])
     assert torch.equal(samples.discount, 0.9 * (~data.terminated.flatten()[rows]).float())
     assert 0 < int((samples.discount == 0).sum()) < 48
+    goes_on = ~data.cut.flatten()[rows]
+    following = (data.obs[1:].flatten(0, 1) - seen.mean(0)) / seen.std(0, correction=0)
+    assert isinstance(samples.next_inputs, Tensor)
+    torch.testing.assert_close(samples.next_inputs[goes_on], following[rows][goes_on], rtol=1e-4, atol=1e-4)
 
 
 def test_an_update_moves_the_values_towards_the_target_and_the_copies_after_them() -> None:
@@ -215,13 +219,21 @@ def test_improving_the_action_leaves_the_values_alone() -> None:
 
 
 def test_the_twins_begin_differently_and_by_the_seed_alone() -> None:
-    one, other = algorithm(SACConfig(critics=SMALL)).critics, algorithm(SACConfig(critics=SMALL)).critics
-    inputs, action = torch.ones(5, 3), torch.zeros(5, 2)
+    policy, inputs, action = algorithm(SACConfig(critics=SMALL)).policy, torch.ones(5, 3), torch.zeros(5, 2)
+
+    def twins(seed: int) -> Critics:
+        return SMALL.build(policy, Adam(), spec=SPEC, num_envs=NUM_ENVS, total_steps=1000, seed=seed)
+
+    one = twins(0)
     found = one.online(inputs, action)
     assert found.shape == (2, 5)
     assert not torch.equal(found[0], found[1])
-    assert torch.equal(found, other.online(inputs, action))
     assert torch.equal(found, one.target.network(inputs, action))
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    assert torch.equal(found, twins(0).online(inputs, action))
+    assert not torch.equal(found, twins(1).online(inputs, action))
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_pictures_are_encoded_before_the_action_joins() -> None:
@@ -291,6 +303,21 @@ def test_the_probes_find_merged_ends(name: str, wrong: tuple[float, ...], monkey
     learner, _ = learn(PROBING, BOUNDED_PROBES[name], 150)
     _, value = answers(learner, BOUNDED_PROBES[name])
     torch.testing.assert_close(value, torch.tensor(wrong), rtol=0, atol=2 * VALUE_TOLERANCE)
+
+
+def test_a_rollout_without_updates_reports_the_last_ones() -> None:
+    """Also after a resume: half a batch is due with every rollout."""
+    config = SACConfig(
+        critics=dataclasses.replace(ONE_UPDATE, drawing=Drawing(batch_size=48, replay_ratio=0.5, learning_starts=0))
+    )
+    learner, resumed = algorithm(config), algorithm(config)
+    first, second = (learner.learn(rollout(learner, seed)) for seed in range(2))
+    resumed.load_state_dict(copy.deepcopy(learner.state_dict()))
+    third = rollout(learner, 2)
+    for each in (learner, resumed):
+        found = each.learn(third)
+        assert all(torch.equal(found[name], second[name]) for name in second if name != "replay_size")
+    assert first["q_mean"].item() == 0.0 != second["q_mean"].item()
 
 
 def test_acting_is_random_until_learning_starts() -> None:

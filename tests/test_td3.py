@@ -51,7 +51,7 @@ def weights(learner: TD3) -> list[Tensor]:
 
 def test_the_contract_with_every_option() -> None:
     drawing = Drawing(batch_size=8, replay_ratio=1.7, learning_starts=16)
-    replay = ReplayConfig(capacity=1000, n_step=3)
+    replay = ReplayConfig(capacity=1000, n_step=3, prioritised=True)
     config = TD3Config(
         critics=dataclasses.replace(ONE_UPDATE, drawing=drawing, replay=replay),
         exploration_noise=0.3,

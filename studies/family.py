@@ -1,0 +1,213 @@
+"""The whole family on small tasks, five seeds each, beside Stable-Baselines3 where it has the same algorithm.
+
+Discrete actions: CartPole, Acrobot and LunarLander. Continuous ones: Pendulum and two MuJoCo tasks. Memory: CartPole that
+does not show its velocities. Both sides get the same number of agent steps and are evaluated by the same code on the
+same episodes. What `studies/control.py` has measured already (a2c, ppo) is not run again, but is in the table.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness import SB3, Options, Record, Trial, greenroom_trial, options, parser, records_of, run_trials, sb3_trial
+from report import Panel, Scores, group, improvement, plot_curves, write_table
+
+ENVIRONMENTS = {"CartPole-without-velocity": "greenroom.envs.tasks:cartpole_without_velocity"}
+"""What `greenroom train` calls a task, where that is not its name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """An algorithm on a task."""
+
+    steps: int
+    """Agent steps, of both sides."""
+    settings: str
+    """Options of `greenroom train`."""
+    rival: str = ""
+    """The same algorithm in `sb3_settings.SETTINGS`, if Stable-Baselines3 has it."""
+
+
+_A2C = "--num-envs 16 --rollout-length 8 --optimizer adam --learning-rate 2e-3 --entropy-coef 0"
+_VTRACE = f"--algo vtrace {_A2C} --lam 0.95 --scale-rewards --standardise-advantage"
+_WIDE = "--no-separate-value --hidden 128 128 --activation relu"
+_NSTEP = (
+    f"--num-envs 16 --rollout-length 16 --optimizer adam --learning-rate 1e-3 --scale-rewards {_WIDE} --layer-norm "
+    "--epsilon-final 0.01 --epsilon-fraction 0.3"
+)
+_PQN = (
+    f"--algo pqn --num-envs 16 --rollout-length 32 --epochs 4 --minibatches 8 --learning-rate 1e-3 {_WIDE} --layer-norm "
+    "--scale-rewards"
+)
+_REPLAY = f"--num-envs 8 --rollout-length 4 --learning-rate 1e-3 --anneal --no-normalize-obs {_WIDE}"
+_EPSILON = "--epsilon-fraction 0.2 --epsilon-final 0.02"
+_DQN = f"{_REPLAY} {_EPSILON} --batch-size 128 --replay-ratio 32 --target-every 1 --tau 0.01 --n-step 3"
+_QUANTILES = "--algo dqn --distribution quantile --atoms 25"
+_RAINBOW = f"--preset rainbow --network mlp {_REPLAY} --batch-size 128 --replay-ratio 32 --learning-starts 1000"
+_LANDER = "--hidden 256 256 --replay-ratio 64"
+_MUJOCO = "--num-envs 4 --rollout-length 1 --no-separate-value --no-normalize-obs --activation relu"
+_SAC = f"--algo sac {_MUJOCO} --hidden 256 256"
+_TD3 = f"--algo td3 {_MUJOCO} --hidden 400 300 --learning-rate 1e-3"
+_GRU = "--memory gru --memory-size 64 --no-separate-value"
+_PPO_MEMORY = "--algo ppo --num-envs 16 --rollout-length 32 --minibatches 4 --no-separate-value --memory-size 64"
+
+TABLE: dict[tuple[str, str], Entry] = {
+    ("CartPole-v1", "vtrace"): Entry(steps=300_000, settings=_VTRACE),
+    ("CartPole-v1", "nstep-q"): Entry(steps=300_000, settings=f"--algo nstep-q {_NSTEP}"),
+    ("CartPole-v1", "nstep-sarsa"): Entry(steps=300_000, settings=f"--algo nstep-sarsa {_NSTEP}"),
+    ("CartPole-v1", "pqn"): Entry(steps=100_000, settings=_PQN),
+    ("CartPole-v1", "dqn"): Entry(steps=100_000, settings=f"--algo dqn {_DQN}", rival="dqn"),
+    ("CartPole-v1", "dqn-quantile"): Entry(steps=100_000, settings=f"{_QUANTILES} {_DQN}", rival="qrdqn"),
+    ("CartPole-v1", "rainbow"): Entry(steps=100_000, settings=f"{_RAINBOW} --v-min 0 --v-max 100"),
+    ("Acrobot-v1", "vtrace"): Entry(steps=200_000, settings=_VTRACE),
+    ("Acrobot-v1", "nstep-q"): Entry(steps=200_000, settings=f"--algo nstep-q {_NSTEP}"),
+    ("Acrobot-v1", "nstep-sarsa"): Entry(steps=200_000, settings=f"--algo nstep-sarsa {_NSTEP}"),
+    ("Acrobot-v1", "pqn"): Entry(steps=200_000, settings=_PQN),
+    ("Acrobot-v1", "dqn"): Entry(steps=100_000, settings=f"--algo dqn {_DQN}", rival="dqn"),
+    ("Acrobot-v1", "dqn-quantile"): Entry(steps=100_000, settings=f"{_QUANTILES} {_DQN}", rival="qrdqn"),
+    ("Acrobot-v1", "rainbow"): Entry(steps=100_000, settings=f"{_RAINBOW} --v-min -100 --v-max 0"),
+    ("LunarLander-v3", "a2c"): Entry(steps=500_000, settings="--algo a2c --gamma 0.995", rival="a2c"),
+    ("LunarLander-v3", "ppo"): Entry(
+        steps=500_000,
+        settings="--algo ppo --rollout-length 256 --gamma 0.999 --lam 0.98 --entropy-coef 0.01 --learning-rate 5e-4",
+        rival="ppo",
+    ),
+    ("LunarLander-v3", "vtrace"): Entry(steps=500_000, settings=f"{_VTRACE} --gamma 0.995"),
+    ("LunarLander-v3", "nstep-q"): Entry(steps=500_000, settings=f"--algo nstep-q {_NSTEP}"),
+    ("LunarLander-v3", "nstep-sarsa"): Entry(steps=500_000, settings=f"--algo nstep-sarsa {_NSTEP}"),
+    ("LunarLander-v3", "pqn"): Entry(steps=500_000, settings=_PQN),
+    ("LunarLander-v3", "dqn"): Entry(steps=100_000, settings=f"--algo dqn {_DQN} {_LANDER}", rival="dqn"),
+    ("LunarLander-v3", "dqn-quantile"): Entry(
+        steps=100_000, settings=f"{_QUANTILES} {_DQN} {_LANDER} --gamma 0.995", rival="qrdqn"
+    ),
+    ("LunarLander-v3", "rainbow"): Entry(steps=100_000, settings=f"{_RAINBOW} --v-min -300 --v-max 300"),
+    ("Pendulum-v1", "sac"): Entry(steps=20_000, settings=f"{_SAC} --learning-rate 1e-3", rival="sac"),
+    ("Pendulum-v1", "td3"): Entry(steps=20_000, settings=f"{_TD3} --gamma 0.98", rival="td3"),
+    ("InvertedDoublePendulum-v5", "sac"): Entry(steps=50_000, settings=_SAC, rival="sac"),
+    ("InvertedDoublePendulum-v5", "td3"): Entry(steps=50_000, settings=_TD3, rival="td3"),
+    ("Hopper-v5", "ppo"): Entry(steps=300_000, settings="--algo ppo", rival="ppo"),
+    ("Hopper-v5", "sac"): Entry(steps=100_000, settings=f"{_SAC} --learning-starts 10000", rival="sac"),
+    ("Hopper-v5", "td3"): Entry(steps=100_000, settings=f"{_TD3} --learning-starts 10000", rival="td3"),
+    ("CartPole-without-velocity", "ppo"): Entry(steps=100_000, settings="--algo ppo"),
+    ("CartPole-without-velocity", "ppo-gru"): Entry(steps=100_000, settings=f"{_PPO_MEMORY} --memory gru"),
+    ("CartPole-without-velocity", "ppo-lstm"): Entry(
+        steps=100_000, settings=f"{_PPO_MEMORY} --memory lstm", rival="recurrent-ppo"
+    ),
+    ("CartPole-without-velocity", "a2c-gru"): Entry(steps=300_000, settings=f"--algo a2c {_GRU} --rollout-length 16"),
+    ("CartPole-without-velocity", "vtrace-gru"): Entry(steps=300_000, settings=f"{_VTRACE} {_GRU} --rollout-length 16"),
+    ("CartPole-without-velocity", "nstep-q-gru"): Entry(steps=300_000, settings=f"--algo nstep-q {_NSTEP} {_GRU}"),
+    ("CartPole-without-velocity", "pqn-gru"): Entry(
+        steps=100_000, settings=f"{_PQN} {_GRU} --hidden 64 --minibatches 4 --learning-rate 5e-4 --epsilon-fraction 0.5"
+    ),
+    ("CartPole-without-velocity", "dqn-gru"): Entry(
+        steps=100_000,
+        settings=(
+            f"--algo dqn {_DQN} {_GRU} --hidden 64 --rollout-length 8 --sequence-length 16 --burn-in 8 --batch-size 256"
+        ),
+    ),
+}
+"""By task and algorithm, as the table calls them. Where there is a rival, the budget is near the zoo's own.
+
+Shorter than what Stable-Baselines3's settings were tuned for are those of LunarLander's ppo and of the MuJoCo tasks, for
+both sides alike.
+"""
+
+
+def trials_of(chosen: Options) -> list[Trial]:
+    trials: list[Trial] = []
+    for (task, algo), entry in TABLE.items():
+        env, name = ENVIRONMENTS.get(task, task), f"{task} {algo}"
+        for seed in chosen.seeds:
+            trials.append(
+                greenroom_trial(
+                    chosen,
+                    task=name,
+                    env=env,
+                    method="greenroom",
+                    seed=seed,
+                    run=chosen.run("greenroom", task, algo, seed),
+                    total_steps=entry.steps,
+                    settings=shlex.split(entry.settings),
+                )
+            )
+            if entry.rival:
+                run = chosen.run("sb3", task, entry.rival, seed)
+                trials.append(
+                    sb3_trial(chosen, task=name, env=env, algo=entry.rival, seed=seed, run=run, total_steps=entry.steps)
+                )
+    return trials
+
+
+def scores_of(seeds: Sequence[Record]) -> list[float]:
+    return [record["evaluation"]["mean"] for record in seeds]
+
+
+def standing(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Where our interquartile mean is: `above`, `within` or `BELOW` the interval of theirs."""
+    iqm, (low, high) = Scores.of(ours).iqm, Scores.of(theirs).iqm_ci95
+    return "BELOW" if iqm < low else "above" if iqm > high else "within"
+
+
+def rows_of(records: Sequence[Record], known: Sequence[Record]) -> list[list[str]]:
+    """One row for every task, algorithm and learner, ordered by task; those of `known` say where they are from."""
+    groups = group([*records, *known])
+    tasks = list(dict.fromkeys(task.split()[0] for task, _ in groups))
+    rows: list[list[str]] = []
+    for (task, method), seeds in sorted(groups.items(), key=lambda item: tasks.index(item[0][0].split()[0])):
+        values, theirs = scores_of(seeds), scores_of(groups.get((task, SB3), []))
+        beside = ["", ""] if method == SB3 or not theirs else [standing(values, theirs), improvement(values, theirs)]
+        scores = Scores.of(values)
+        steps = f"{seeds[0]['env_steps']:,}".replace(",", " ")
+        source = " ([control](../control/table.md))" if seeds[0] in known else ""
+        seconds = Scores.of([record["seconds"] for record in seeds]).mean
+        spread = f"{scores.mean:.1f} ± {scores.std:.1f}"
+        cells = [task, method + source, steps, str(len(seeds)), scores.robust(1), spread, *beside, f"{seconds:.0f}"]
+        rows.append(cells)
+    return rows
+
+
+def panels_of(records: Sequence[Record]) -> list[Panel]:
+    """One panel a task: greenroom's algorithms as lines, Stable-Baselines3's dashed in the same colours."""
+    ours: dict[str, dict[str, list[Record]]] = {}
+    theirs: dict[str, dict[str, list[Record]]] = {}
+    for (name, method), seeds in group(records).items():
+        task, algo = name.split()
+        (theirs if method == SB3 else ours).setdefault(task, {})[algo] = seeds
+    return [Panel(title=task, groups=groups, dashed=theirs.get(task, {})) for task, groups in ours.items()]
+
+
+def main() -> None:
+    chosen = options("family", parser(__doc__ or "", seeds=range(1, 6), episodes=100).parse_args())
+    records = run_trials(trials_of(chosen), chosen)
+    known = records_of("control")
+    write_table(
+        chosen,
+        title="The family of algorithms on small tasks",
+        explanation=(
+            f"Return of the greedy policy after training, mean of {chosen.episodes} episodes for each seed. IQM is the "
+            "interquartile mean over seeds, with its 95 % bootstrap interval. Beside Stable-Baselines3 (and its "
+            "contributions) with its tuned settings at the same number of agent steps: whether the IQM is above, "
+            "within or below that interval of theirs, and the probability that a seed of greenroom's ends higher than "
+            "one of theirs. Seconds are those of one training run."
+        ),
+        headings=[
+            "task and algorithm",
+            "learner",
+            "agent steps",
+            "seeds",
+            "IQM [95 % interval]",
+            "mean ± std over seeds",
+            "beside",
+            "P(higher)",
+            "seconds",
+        ],
+        rows=rows_of(records, known),
+        records=records,
+    )
+    plot_curves(chosen.out / "curves.png", panels_of([*records, *known]))
+
+
+if __name__ == "__main__":
+    main()
