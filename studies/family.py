@@ -1,8 +1,8 @@
 """The whole family on small tasks, five seeds each, beside Stable-Baselines3 where it has the same algorithm.
 
-Discrete actions: CartPole, Acrobot and LunarLander. Continuous ones: Pendulum and two MuJoCo tasks. Memory: CartPole that
-does not show its velocities. Both sides get the same number of agent steps and are evaluated by the same code on the
-same episodes. What `studies/control.py` has measured already (a2c, ppo) is not run again, but is in the table.
+Discrete actions: CartPole, Acrobot and LunarLander. Continuous ones: Pendulum and two MuJoCo tasks. Memory: CartPole
+that does not show its velocities. Both sides get the same number of agent steps and are evaluated by the same code on
+the same episodes. What `studies/control.py` has measured already (a2c, ppo) is not run again, but is in the table.
 """
 
 from __future__ import annotations
@@ -25,9 +25,19 @@ class Entry:
     steps: int
     """Agent steps, of both sides."""
     settings: str
-    """Options of `greenroom train`."""
+    """Options of `greenroom train`; of two with the same name the later one counts."""
     rival: str = ""
     """The same algorithm in `sb3_settings.SETTINGS`, if Stable-Baselines3 has it."""
+
+    def options(self) -> list[str]:
+        """The settings as words, each option once."""
+        values: dict[str, list[str]] = {}
+        for word in shlex.split(self.settings):
+            if word.startswith("--"):
+                values[option := word] = []
+            else:
+                values[option].append(word)
+        return [word for option, rest in values.items() for word in (option, *rest)]
 
 
 _A2C = "--num-envs 16 --rollout-length 8 --optimizer adam --learning-rate 2e-3 --entropy-coef 0"
@@ -38,8 +48,8 @@ _NSTEP = (
     "--epsilon-final 0.01 --epsilon-fraction 0.3"
 )
 _PQN = (
-    f"--algo pqn --num-envs 16 --rollout-length 32 --epochs 4 --minibatches 8 --learning-rate 1e-3 {_WIDE} --layer-norm "
-    "--scale-rewards"
+    f"--algo pqn --num-envs 16 --rollout-length 32 --epochs 4 --minibatches 8 --learning-rate 1e-3 --scale-rewards "
+    f"{_WIDE} --layer-norm"
 )
 _REPLAY = f"--num-envs 8 --rollout-length 4 --learning-rate 1e-3 --anneal --no-normalize-obs {_WIDE}"
 _EPSILON = "--epsilon-fraction 0.2 --epsilon-final 0.02"
@@ -110,8 +120,8 @@ TABLE: dict[tuple[str, str], Entry] = {
 }
 """By task and algorithm, as the table calls them. Where there is a rival, the budget is near the zoo's own.
 
-Shorter than what Stable-Baselines3's settings were tuned for are those of LunarLander's ppo and of the MuJoCo tasks, for
-both sides alike.
+Shorter than what Stable-Baselines3's settings were tuned for are those of LunarLander's ppo and of the MuJoCo tasks,
+for both sides alike.
 """
 
 
@@ -129,7 +139,7 @@ def trials_of(chosen: Options) -> list[Trial]:
                     seed=seed,
                     run=chosen.run("greenroom", task, algo, seed),
                     total_steps=entry.steps,
-                    settings=shlex.split(entry.settings),
+                    settings=entry.options(),
                 )
             )
             if entry.rival:

@@ -131,7 +131,7 @@ def test_an_algorithm_without_a_preset_gets_its_defaults_in_the_family_s_surroun
     ("name", "algo", "message"),
     [
         ("pac", None, "no preset 'pac'; did you mean 'paac'?"),
-        ("zzz", None, "no preset 'zzz'; known: atari-ppo, "),
+        ("zzz", None, "no preset 'zzz'; known: atari-dqn, "),
         ("paac", "ppo", "preset 'paac' is for a2c, not ppo; leave out --algo or --preset"),
         (None, "pp0", "no algorithm 'pp0'; did you mean 'ppo'?"),
     ],

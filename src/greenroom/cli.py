@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from greenroom.algorithms import ALGORITHMS, AlgorithmConfig
-from greenroom.config import KINDS, RunConfig, component, load_file, narrowed, parse_yaml, widened
+from greenroom.algorithms import AlgorithmConfig
+from greenroom.config import KINDS, SEAMS, RunConfig, component, load_file, narrowed, parse_yaml, widened
 from greenroom.errors import UserError, nearest
 from greenroom.networks import NetworkConfig
 from greenroom.optim import OptimizerConfig
@@ -39,13 +39,13 @@ class Train:
     env: Positional[str]
     """A name of `greenroom list`, a Gymnasium id, or package.module:factory; by default --config's, or lost-sales."""
     algo: str | None = None
-    """The algorithm: a name of `greenroom list`, or your own package.module:Config; by default the preset's."""
+    """The algorithm: a name of `greenroom list`, or your own package.module:Class; by default the preset's."""
     preset: Literal[tuple(PRESETS)] | None = None  # type: ignore[valid-type]  # the table is the one place of names
     """Settings to start from; by default those of the environment's family."""
     network: str | None = None
-    """The network: mlp, nips, nature, impala, or your own package.module:Config; by default the preset's."""
+    """The network: a name of `greenroom list`, or your own package.module:Class; by default the preset's."""
     optimizer: str | None = None
-    """The optimiser: adam, rmsprop, or your own package.module:Config; by default the preset's."""
+    """The optimiser: a name of `greenroom list`, or your own package.module:Class; by default the preset's."""
     config: Path | None = None
     """A config.yaml to start from, instead of a preset."""
     run_dir: Path | None = None
@@ -339,7 +339,9 @@ def _list(words: list[str]) -> None:
     table = Table("preset", "algorithm", "for", box=None, title="presets", title_justify="left")
     for name, entry in PRESETS.items():
         table.add_row(name, entry.algo, entry.about)
-    console.print(f"[bold]algorithms[/bold]: {', '.join(ALGORITHMS)}", highlight=False)
+    for option, seam in _CHOICES.items():
+        known = ", ".join(SEAMS[seam])
+        console.print(f"[bold]{option}[/bold]: {known}, or your own: package.module:Class", highlight=False)
     console.print(table)
 
 

@@ -1,0 +1,147 @@
+"""Small observations and cheap steps."""
+
+from __future__ import annotations
+
+from greenroom.algorithms.actor_critic import A2CConfig, Discounting, VTraceConfig
+from greenroom.algorithms.dqn import DQNConfig
+from greenroom.algorithms.exploration import EpsilonGreedy
+from greenroom.algorithms.ppo import PPOConfig
+from greenroom.algorithms.q_learning import NStepQConfig, NStepSarsaConfig, PQNConfig
+from greenroom.algorithms.replaying import Drawing
+from greenroom.algorithms.targets import TargetNetwork
+from greenroom.config import RunConfig
+from greenroom.networks import Mlp
+from greenroom.optim import Adam, RAdam
+from greenroom.policy import PolicyConfig
+from greenroom.presets.atari import all_of_rainbow
+from greenroom.replay import ReplayConfig
+
+_WIDE = Mlp(hidden=(128, 128), activation="relu")
+_NORMED = Mlp(hidden=(128, 128), activation="relu", layer_norm=True)
+_EXPLORING = EpsilonGreedy(epsilon_final=(0.01,), epsilon_fraction=0.3)
+_SCALED = Discounting(gamma=0.99, lam=1.0, scale_rewards=True)
+
+
+def ppo(env: str) -> RunConfig:
+    """PPO."""
+    return RunConfig(
+        env=env,
+        num_envs=16,
+        rollout_length=64,
+        total_steps=200_000,
+        algorithm=PPOConfig(
+            epochs=10,
+            minibatches=8,
+            entropy_coef=0.0,
+            discounting=Discounting(gamma=0.99, lam=0.95, scale_rewards=True),
+            optimizer=Adam(learning_rate=1e-3),
+        ),
+        policy=PolicyConfig(separate_value=True, normalize_obs=True),
+    )
+
+
+def a2c(env: str) -> RunConfig:
+    """A2C with what PPO has besides its objective."""
+    return RunConfig(
+        env=env,
+        num_envs=16,
+        rollout_length=8,
+        total_steps=500_000,
+        algorithm=A2CConfig(
+            entropy_coef=0.0,
+            discounting=Discounting(gamma=0.99, lam=0.95, scale_rewards=True),
+            standardise_advantage=True,
+            optimizer=Adam(learning_rate=2e-3),
+        ),
+        policy=PolicyConfig(separate_value=True, normalize_obs=True),
+    )
+
+
+def vtrace(env: str) -> RunConfig:
+    """A2C's settings, for rollouts that lag."""
+    return RunConfig(
+        env=env,
+        num_envs=16,
+        rollout_length=8,
+        total_steps=500_000,
+        algorithm=VTraceConfig(
+            entropy_coef=0.0,
+            discounting=Discounting(gamma=0.99, lam=0.95, scale_rewards=True),
+            standardise_advantage=True,
+            optimizer=Adam(learning_rate=2e-3),
+        ),
+        policy=PolicyConfig(separate_value=True, normalize_obs=True),
+    )
+
+
+def nstep_q(env: str) -> RunConfig:
+    """n-step Q-learning."""
+    return RunConfig(
+        env=env,
+        num_envs=16,
+        rollout_length=16,
+        total_steps=300_000,
+        algorithm=NStepQConfig(
+            discounting=_SCALED,
+            exploration=_EXPLORING,
+            optimizer=Adam(learning_rate=1e-3, max_grad_norm=10.0),
+        ),
+        policy=PolicyConfig(network=_NORMED, normalize_obs=True),
+    )
+
+
+def nstep_sarsa(env: str) -> RunConfig:
+    """n-step Sarsa."""
+    return RunConfig(
+        env=env,
+        num_envs=16,
+        rollout_length=16,
+        total_steps=300_000,
+        algorithm=NStepSarsaConfig(
+            discounting=_SCALED,
+            exploration=_EXPLORING,
+            optimizer=Adam(learning_rate=1e-3, max_grad_norm=10.0),
+        ),
+        policy=PolicyConfig(network=_NORMED, normalize_obs=True),
+    )
+
+
+def pqn(env: str) -> RunConfig:
+    """Q(λ) without replay."""
+    return RunConfig(
+        env=env,
+        num_envs=32,
+        rollout_length=32,
+        total_steps=300_000,
+        algorithm=PQNConfig(
+            discounting=Discounting(gamma=0.99, lam=0.9, scale_rewards=True),
+            exploration=_EXPLORING,
+            epochs=4,
+            minibatches=16,
+            optimizer=RAdam(learning_rate=1e-3),
+        ),
+        policy=PolicyConfig(network=_NORMED, normalize_obs=True),
+    )
+
+
+def dqn(env: str) -> RunConfig:
+    """DQN with 3-step returns and a soft target."""
+    return RunConfig(
+        env=env,
+        num_envs=8,
+        rollout_length=4,
+        total_steps=100_000,
+        algorithm=DQNConfig(
+            drawing=Drawing(batch_size=128, replay_ratio=32.0, learning_starts=1000),
+            replay=ReplayConfig(capacity=100_000, n_step=3),
+            target=TargetNetwork(target_every=1, tau=0.01),
+            exploration=EpsilonGreedy(epsilon_final=(0.02,), epsilon_fraction=0.2),
+            optimizer=Adam(learning_rate=1e-3, max_grad_norm=10.0),
+        ),
+        policy=PolicyConfig(network=_WIDE),
+    )
+
+
+def rainbow(env: str) -> RunConfig:
+    """All of Rainbow."""
+    return all_of_rainbow(dqn(env), v_min=-100.0, v_max=100.0)
