@@ -7,8 +7,9 @@ machine.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -44,26 +45,32 @@ def _nearest(seconds_at: dict[int, float], steps: int) -> float:
     return min((seconds for at, seconds in seconds_at.items() if at >= steps), default=max(seconds_at.values()))
 
 
-def seconds_below(record: dict[str, Any], level: float) -> tuple[str, str]:
-    """Seconds of the first checkpoint with a gap below `level`, and of the first of those that all stay below it."""
-    first = last = None
+def seconds_below(record: Record, level: float) -> tuple[float, float]:
+    """Seconds of the first checkpoint with a gap below `level`, and of the first of those that all stay below it.
+
+    Infinite if there is none.
+    """
+    first = last = math.inf
     for point in record["points"]:
         below = point["gap"] < level
-        first = first or (point["seconds"] if below else None)
-        last = (last or point["seconds"]) if below else None
-    return _cell(first), _cell(last)
+        first = min(first, point["seconds"]) if below else first
+        last = min(last, point["seconds"]) if below else math.inf
+    return first, last
 
 
-def _cell(seconds: float | None) -> str:
-    return "never" if seconds is None else f"{seconds:.1f}"
+def cell(seconds: float) -> str:
+    return f"{seconds:.1f}" if math.isfinite(seconds) else "never"
 
 
-def draw(records: list[Record], path: Path) -> None:
+def draw(records: Sequence[Record], path: Path, *, title: str, labels: Sequence[str]) -> None:
+    """Write a PNG: every record's gap over seconds, those with the same label in the same colour, and the rules'."""
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    for record in records:
+    names = list(dict.fromkeys(labels))
+    for number, (record, label) in enumerate(zip(records, labels, strict=True)):
         seconds, gaps = ([point[key] for point in record["points"]] for key in ("seconds", "gap"))
-        axes.plot(seconds, gaps, marker="o", markersize=3, label=f"seed {record['seed']}")
+        shown = label if label not in labels[:number] else None
+        axes.plot(seconds, gaps, marker="o", markersize=3, color=f"C{names.index(label)}", label=shown)
     beside = axes.get_yaxis_transform()
     rules = sorted(records[0]["rules"].items(), key=lambda rule: float(rule[1]))
     for number, (name, gap) in enumerate(rules):
@@ -81,7 +88,7 @@ def draw(records: list[Record], path: Path) -> None:
     axes.set(xlabel="seconds of training", ylabel="cost over the optimum, %", yscale="log", ylim=(0.1, 100))
     axes.set_xlim(left=0)
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_title("lost-sales: the learned policy and the conventional rules")
+    axes.set_title(title)
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)
 
@@ -105,7 +112,7 @@ def main() -> None:
     rows = []
     for record in records:
         best = min(record["rules"].values())
-        cells = (*seconds_below(record, best), *seconds_below(record, 1.0))
+        cells = map(cell, (*seconds_below(record, best), *seconds_below(record, 1.0)))
         rows.append([str(record["seed"]), *cells, f"{record['seconds']:.0f}", f"{record['points'][-1]['gap']:+.2f}"])
     write_table(
         chosen,
@@ -119,7 +126,12 @@ def main() -> None:
         rows=rows,
         records=records,
     )
-    draw(records, chosen.out / "gap.png")
+    draw(
+        records,
+        chosen.out / "gap.png",
+        title="lost-sales: the learned policy and the conventional rules",
+        labels=[f"seed {record['seed']}" for record in records],
+    )
 
 
 if __name__ == "__main__":

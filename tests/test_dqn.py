@@ -230,6 +230,16 @@ def test_samples_are_drawn_in_proportion_and_fractions_carried() -> None:
     assert float(metrics["replay_size"]) == 6 * T * B
 
 
+def test_rewards_are_learned_from_at_their_scale() -> None:
+    algorithm = learner(small(reward_scale=0.25))
+    rollout = synthetic_rollout(algorithm.policy, SPEC, num_envs=B, rollout_length=T, seed=0)
+    before = rollout.reward.clone()
+    algorithm.learn(rollout)
+    drawn = algorithm.replay.sample_sequences(5, T)
+    torch.testing.assert_close(drawn.reward, 0.25 * before[:, drawn.index % B])
+    assert torch.equal(rollout.reward, before)
+
+
 def test_importance_weights_the_loss_and_errors_become_priorities(monkeypatch: pytest.MonkeyPatch) -> None:
     algorithm = learner(small(head=HeadConfig(loss="squared")))
     told: list[tuple[Tensor, Tensor]] = []
@@ -297,6 +307,8 @@ def test_refusals() -> None:
         DQNConfig().policy(settings(separate_value=True), SPEC, "float32")
     with pytest.raises(UserError, match="gamma must lie in"):
         DQNConfig(gamma=1.1)
+    with pytest.raises(UserError, match="reward_scale must be a finite number"):
+        DQNConfig(reward_scale=0.0)
     with pytest.raises(UserError, match="sequence_length must be at least 1 and burn_in at least 0, not 0, 3"):
         SequenceConfig(sequence_length=0, burn_in=3)
 

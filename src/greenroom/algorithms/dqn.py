@@ -31,6 +31,8 @@ class DQNConfig:
 
     gamma: float = 0.99
     """Discount per step, in [0, 1]."""
+    reward_scale: float = 1.0
+    """Multiplies rewards before they are learned from. A memory needs values that are not large: some 10 at most."""
     drawing: Drawing = field(default_factory=lambda: Drawing(batch_size=128, replay_ratio=8.0, learning_starts=1000))
     """How much is drawn from the replay."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
@@ -53,6 +55,8 @@ class DQNConfig:
     def __post_init__(self) -> None:
         if not 0.0 <= self.gamma <= 1.0:
             raise UserError(f"gamma must lie in [0, 1], not {self.gamma}")
+        if not 0.0 < self.reward_scale < float("inf"):  # NaN included
+            raise UserError(f"reward_scale must be a finite number greater than 0, not {self.reward_scale}")
 
     def policy(self, settings: PolicyConfig, spec: EnvSpec, precision: Precision) -> QPolicy:
         """The kind of policy it teaches."""
@@ -96,7 +100,7 @@ class DQN:
 
     def learn(self, rollout: Rollout) -> dict[str, Tensor]:
         """The updates that are due; returns their mean metrics, scalars on the device, at first zeros."""
-        self.replay.add(rollout)
+        self.replay.add(rollout, self.config.reward_scale * rollout.reward)
         rate = self.updater.advance(rollout.reward.numel())
         metrics = self._report([self._update(self._draw()) for _ in range(self.draws.due(rollout.reward.numel()))])
         self.policy.explore(self.config.exploration.at(self.updater.env_steps, self.updater.total_steps))

@@ -35,7 +35,7 @@ PRESETS: dict[str, Preset] = {
     "atari-ppo": Preset(about="Atari from pixels with PPO", algo="ppo", config=atari.ppo),
     "atari-pqn": Preset(about="Atari from pixels with Q(λ), without replay", algo="pqn", config=atari.pqn),
     "atari-dqn": Preset(about="Atari from pixels with a replay of a million steps", algo="dqn", config=atari.dqn),
-    "atari-rainbow": Preset(
+    "rainbow": Preset(
         about="the same with all of Rainbow",
         algo="dqn",
         config=atari.rainbow,

@@ -115,7 +115,7 @@ def pqn(env: str) -> RunConfig:
         total_steps=300_000,
         algorithm=PQNConfig(
             discounting=Discounting(gamma=0.99, lam=0.9, scale_rewards=True),
-            exploration=_EXPLORING,
+            exploration=EpsilonGreedy(epsilon_final=(0.05,), epsilon_fraction=0.2),
             epochs=4,
             minibatches=16,
             optimizer=RAdam(learning_rate=1e-3),
@@ -129,13 +129,13 @@ def dqn(env: str) -> RunConfig:
     return RunConfig(
         env=env,
         num_envs=8,
-        rollout_length=4,
+        rollout_length=16,
         total_steps=100_000,
         algorithm=DQNConfig(
-            drawing=Drawing(batch_size=128, replay_ratio=32.0, learning_starts=1000),
+            drawing=Drawing(batch_size=64, replay_ratio=32.0, learning_starts=1000),
             replay=ReplayConfig(capacity=100_000, n_step=3),
             target=TargetNetwork(target_every=1, tau=0.01),
-            exploration=EpsilonGreedy(epsilon_final=(0.02,), epsilon_fraction=0.2),
+            exploration=EpsilonGreedy(epsilon_final=(0.04,), epsilon_fraction=0.16),
             optimizer=Adam(learning_rate=1e-3, max_grad_norm=10.0),
         ),
         policy=PolicyConfig(network=_WIDE),
