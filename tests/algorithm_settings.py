@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from greenroom.algorithms import AlgorithmConfig
-from greenroom.algorithms.actor_critic import A2CConfig, Discounting, VTraceConfig
+from greenroom.algorithms.actor_critic import A2CConfig, VTraceConfig
 from greenroom.algorithms.critics import CriticConfig
 from greenroom.algorithms.dqn import DQNConfig
 from greenroom.algorithms.lessons import SequenceConfig
 from greenroom.algorithms.ppo import PPOConfig
 from greenroom.algorithms.q_learning import NStepQConfig, NStepSarsaConfig, PQNConfig
 from greenroom.algorithms.replaying import Drawing
+from greenroom.algorithms.rewards import Discounting
 from greenroom.algorithms.sac import SACConfig
 from greenroom.algorithms.targets import TargetNetwork
 from greenroom.algorithms.td3 import TD3Config

@@ -12,17 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from greenroom.algorithms.actor_critic import (
-    A2C,
-    A2CConfig,
-    Discounting,
-    VTraceConfig,
-    advantage_of,
-    next_values,
-    standardise,
-)
+from greenroom.algorithms.actor_critic import A2C, A2CConfig, VTraceConfig, advantage_of, next_values, standardise
 from greenroom.algorithms.check import AlgorithmFault, check_algorithm, synthetic_rollout
 from greenroom.algorithms.ppo import PPO, PPOConfig
+from greenroom.algorithms.rewards import Discounting
 from greenroom.algorithms.rows import Rows
 from greenroom.errors import UserError
 from greenroom.maths.returns import vtrace, vtrace_advantage

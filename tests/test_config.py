@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from greenroom.algorithms import ALGORITHMS
-from greenroom.algorithms.actor_critic import A2CConfig, Discounting
+from greenroom.algorithms.actor_critic import A2CConfig
 from greenroom.algorithms.ppo import PPOConfig
+from greenroom.algorithms.rewards import Discounting
 from greenroom.cli import Train
 from greenroom.config import KINDS, NETWORKS, OPTIMIZERS, RunConfig, dump, load, to_dict
 from greenroom.errors import UserError

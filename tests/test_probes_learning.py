@@ -13,8 +13,9 @@ from torch import Tensor
 
 from greenroom.acting import Collector
 from greenroom.algorithms import AlgorithmConfig
-from greenroom.algorithms.actor_critic import A2CConfig, Discounting, VTraceConfig
+from greenroom.algorithms.actor_critic import A2CConfig, VTraceConfig
 from greenroom.algorithms.ppo import PPOConfig
+from greenroom.algorithms.rewards import Discounting
 from greenroom.envs.device import DeviceEnvironment
 from greenroom.envs.probes import PROBES, Probe
 from greenroom.memory import Memory

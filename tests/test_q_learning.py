@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from greenroom.acting import Collector
-from greenroom.algorithms.actor_critic import Discounting
 from greenroom.algorithms.check import check_algorithm, synthetic_rollout
 from greenroom.algorithms.exploration import EpsilonGreedy
 from greenroom.algorithms.q_learning import NStepQConfig, NStepSarsaConfig, PQNConfig, QLearner
+from greenroom.algorithms.rewards import Discounting
 from greenroom.algorithms.targets import Target, TargetNetwork, track
 from greenroom.envs.device import DeviceEnvironment
 from greenroom.envs.probes import PROBES, Probe

@@ -17,10 +17,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from greenroom import archive, checkpoint, session
 from greenroom.algorithms import AlgorithmConfig
-from greenroom.algorithms.actor_critic import A2CConfig, Discounting
+from greenroom.algorithms.actor_critic import A2CConfig
 from greenroom.algorithms.dqn import DQNConfig
 from greenroom.algorithms.ppo import PPOConfig
 from greenroom.algorithms.replaying import Drawing
+from greenroom.algorithms.rewards import Discounting
 from greenroom.config import RunConfig, dump, load
 from greenroom.errors import EnvironmentFault, UserError
 from greenroom.evaluation import evaluate

@@ -14,8 +14,9 @@ import torch
 from greenroom import checkpoint
 from greenroom.acting import Collector
 from greenroom.algorithms import ALGORITHMS
-from greenroom.algorithms.actor_critic import A2CConfig, Discounting, VTraceConfig
+from greenroom.algorithms.actor_critic import A2CConfig, VTraceConfig
 from greenroom.algorithms.ppo import PPOConfig
+from greenroom.algorithms.rewards import Discounting
 from greenroom.config import RunConfig
 from greenroom.errors import UserError
 from greenroom.memory import Memory

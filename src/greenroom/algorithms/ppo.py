@@ -8,15 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greenroom.algorithms.actor_critic import (
-    Discounting,
-    Rewards,
-    advantage_of,
-    explained_variance,
-    standardise,
-    steps_of,
-)
+from greenroom.algorithms.actor_critic import advantage_of, explained_variance, standardise, steps_of
 from greenroom.algorithms.parts import Parts
+from greenroom.algorithms.rewards import Discounting, Rewards
 from greenroom.algorithms.rows import Rows, check_minibatches, learn_normalisation, mean_metrics
 from greenroom.errors import UserError
 from greenroom.maths.losses import clipped_squared_error, clipped_surrogate, squared_error

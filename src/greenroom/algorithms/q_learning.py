@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greenroom.algorithms.actor_critic import Discounting, Rewards
 from greenroom.algorithms.exploration import EpsilonGreedy
 from greenroom.algorithms.parts import Parts
+from greenroom.algorithms.rewards import Discounting, Rewards
 from greenroom.algorithms.rows import Rows, check_minibatches, learn_normalisation, mean_metrics, rows_of
 from greenroom.algorithms.targets import Target, TargetNetwork
 from greenroom.errors import UserError

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from greenroom.algorithms.actor_critic import A2CConfig, Discounting
+from greenroom.algorithms.actor_critic import A2CConfig
 from greenroom.algorithms.dqn import DQNConfig
 from greenroom.algorithms.exploration import EpsilonGreedy
 from greenroom.algorithms.ppo import PPOConfig
 from greenroom.algorithms.q_learning import PQNConfig
 from greenroom.algorithms.replaying import Drawing
+from greenroom.algorithms.rewards import Discounting
 from greenroom.algorithms.targets import TargetNetwork
 from greenroom.config import RunConfig
 from greenroom.networks import Nips

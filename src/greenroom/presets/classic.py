@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from greenroom.algorithms.actor_critic import A2CConfig, Discounting, VTraceConfig
+from greenroom.algorithms.actor_critic import A2CConfig, VTraceConfig
 from greenroom.algorithms.dqn import DQNConfig
 from greenroom.algorithms.exploration import EpsilonGreedy
 from greenroom.algorithms.ppo import PPOConfig
 from greenroom.algorithms.q_learning import NStepQConfig, NStepSarsaConfig, PQNConfig
 from greenroom.algorithms.replaying import Drawing
+from greenroom.algorithms.rewards import Discounting
 from greenroom.algorithms.targets import TargetNetwork
 from greenroom.config import RunConfig
 from greenroom.networks import Mlp

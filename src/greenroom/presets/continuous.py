@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from greenroom.algorithms.actor_critic import Discounting
 from greenroom.algorithms.critics import CriticConfig, steady_adam
 from greenroom.algorithms.ppo import PPOConfig
 from greenroom.algorithms.replaying import Drawing
+from greenroom.algorithms.rewards import Discounting
 from greenroom.algorithms.sac import SACConfig
 from greenroom.algorithms.td3 import TD3Config
 from greenroom.config import RunConfig

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from greenroom.algorithms.actor_critic import Discounting
 from greenroom.algorithms.exploration import EpsilonGreedy
 from greenroom.algorithms.ppo import PPOConfig
 from greenroom.algorithms.q_learning import PQNConfig
+from greenroom.algorithms.rewards import Discounting
 from greenroom.config import RunConfig
 from greenroom.networks import Mlp
 from greenroom.optim import Adam, RAdam
