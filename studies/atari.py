@@ -1,4 +1,4 @@
-"""Atari from pixels: Pong with a preset of one's choice, or the curve of the `paac` preset on Breakout.
+"""Atari from pixels: Pong with a preset of one's choice, with PQN or with DQN, or the `paac` preset on Breakout.
 
 The evaluation keeps the environment's settings of the training, so its episodes too start with up to 30 no-ops; their
 returns are the game's own, unclipped.
@@ -6,7 +6,7 @@ returns are the game's own, unclipped.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harness import Options, Record, Trial, greenroom_trial, options, parser, run_trials
 from report import Panel, Scores, group, plot_curves, write_table
@@ -21,6 +21,7 @@ class Study:
     game: str
     preset: str
     total_steps: int
+    evaluate: tuple[str, ...] = ()
     landmarks: dict[str, float] = field(default_factory=dict)
 
 
@@ -33,12 +34,30 @@ STUDIES = {
         total_steps=5_000_000,
         landmarks={"wanted": 18.0},
     ),
+    "pong-pqn": Study(
+        name="pong-pqn",
+        title="Pong from pixels, values without a replay",
+        game="ALE/Pong-v5",
+        preset="atari-pqn",
+        total_steps=4_000_000,
+        landmarks={"wanted": 18.0},
+    ),
+    "pong-dqn": Study(
+        name="pong-dqn",
+        title="Pong from pixels, values from a replay",
+        game="ALE/Pong-v5",
+        preset="atari-dqn",
+        total_steps=2_000_000,
+        landmarks={"wanted": 18.0},
+    ),
     "paac": Study(
         name="paac-breakout",
         title="The paac preset on Breakout",
         game="ALE/Breakout-v5",
         preset="paac",
         total_steps=5_000_000,
+        # As the authors play: a greedy policy that never serves the ball would wait out the emulator's time limit.
+        evaluate=("--sample",),
         # As reported by the paper and its sources after 80 M steps and more: where the curve is heading.
         landmarks={"human": 27.9, "random": 1.6, "PAAC, small network": 470.1, "PAAC, larger network": 565.3},
     ),
@@ -46,7 +65,7 @@ STUDIES = {
 
 
 def trials_of(study: Study, chosen: Options, preset: str) -> list[Trial]:
-    return [
+    trials = [
         greenroom_trial(
             chosen,
             task=study.game,
@@ -59,6 +78,7 @@ def trials_of(study: Study, chosen: Options, preset: str) -> list[Trial]:
         )
         for seed in chosen.seeds
     ]
+    return [replace(trial, evaluate=(*trial.evaluate, *study.evaluate)) for trial in trials]
 
 
 def rows_of(records: list[Record]) -> list[list[str]]:
@@ -97,8 +117,9 @@ def main() -> None:
         chosen,
         title=study.title,
         explanation=(
-            f"{study.game}: return of the greedy policy over {chosen.episodes} episodes with no-op starts (mean ± "
-            f"standard deviation over episodes). Steps are agent steps, four frames each. Landmarks: {marks}."
+            f"{study.game}: return of the policy ({'sampled' if study.evaluate else 'greedy'} actions) over "
+            f"{chosen.episodes} episodes with no-op starts (mean ± standard deviation over episodes). Steps are agent "
+            f"steps, four frames each. Landmarks: {marks}."
         ),
         headings=["preset", "seed", "agent steps", "hours", "return", "95 % interval", "episodes"],
         rows=rows_of(records),
