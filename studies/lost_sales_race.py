@@ -32,27 +32,26 @@ class Entry:
     """Options of `greenroom train`, beside the preset for this environment."""
 
 
-_MANY = "--num-envs 4096 --gamma 0.97 --scale-rewards --normalize-obs --optimizer adam"
+_COSTS = "--gamma 0.97 --lam 0.9 --scale-rewards --normalize-obs"
+_ONE_UPDATE = f"{_COSTS} --num-envs 128 --rollout-length 16 --learning-rate 1e-3 --entropy-coef 0.01"
 TABLE = {
     "ppo": Entry(steps=10_000_000, settings="--algo ppo"),
-    "a2c": Entry(
-        steps=10_000_000,
-        settings=f"--algo a2c {_MANY} --rollout-length 8 --lam 0.9 --learning-rate 5e-3 --entropy-coef 0.001",
-    ),
-    "vtrace": Entry(
-        steps=10_000_000,
-        settings=f"--algo vtrace {_MANY} --rollout-length 8 --lam 0.9 --learning-rate 5e-3 --entropy-coef 0.001",
-    ),
+    "a2c": Entry(steps=10_000_000, settings=f"--algo a2c {_ONE_UPDATE}"),
+    "vtrace": Entry(steps=10_000_000, settings=f"--algo vtrace {_ONE_UPDATE}"),
     "nstep-q": Entry(
-        steps=10_000_000, settings=f"--algo nstep-q {_MANY} --rollout-length 8 --lam 0.9 --learning-rate 5e-3"
+        steps=10_000_000,
+        settings=f"--algo nstep-q {_COSTS} --num-envs 512 --rollout-length 8 --learning-rate 2e-3 "
+        "--epsilon-fraction 0.1",
     ),
-    "pqn": Entry(steps=10_000_000, settings="--algo pqn"),
+    "pqn": Entry(
+        steps=10_000_000,
+        settings=f"--algo pqn {_COSTS} --num-envs 512 --rollout-length 16 --minibatches 8 --learning-rate 2e-3 "
+        "--hidden 128 128 --epsilon-fraction 0.2",
+    ),
     "dqn": Entry(
         steps=2_000_000,
-        settings=(
-            "--algo dqn --num-envs 1024 --rollout-length 4 --gamma 0.97 --normalize-obs --capacity 200000 "
-            "--batch-size 1024 --replay-ratio 4 --learning-starts 20000 --learning-rate 2e-3"
-        ),
+        settings="--algo dqn --gamma 0.97 --num-envs 512 --rollout-length 4 --normalize-obs --capacity 200000 "
+        "--batch-size 512 --replay-ratio 4 --learning-starts 20000",
     ),
 }
 """By algorithm. Runs are as long as it takes each to stop improving."""
