@@ -14,7 +14,7 @@ from report import Panel, Scores, group, plot_curves, write_table
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """One of the two."""
+    """One of them."""
 
     name: str
     title: str

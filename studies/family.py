@@ -148,11 +148,17 @@ def standing(ours: Sequence[float], theirs: Sequence[float]) -> str:
 
 
 def rows_of(records: Sequence[Record], known: Sequence[Record]) -> list[list[str]]:
-    """One row for every task, algorithm and learner, ordered by task; those of `known` say where they are from."""
+    """One row for every task, algorithm and learner, in the order of `TABLE`; those of `known` say whence they are."""
     groups = group([*records, *known])
-    tasks = list(dict.fromkeys(task.split()[0] for task, _ in groups))
+    tasks = list(dict.fromkeys([*(task for task, _ in TABLE), *(name.split()[0] for name, _ in groups)]))
+    algos = list(dict.fromkeys(name.split()[1] for name, _ in groups))
+
+    def place(name: str, method: str) -> tuple[int, int, bool]:
+        task, algo = name.split()
+        return tasks.index(task), algos.index(algo), method == SB3
+
     rows: list[list[str]] = []
-    for (task, method), seeds in sorted(groups.items(), key=lambda item: tasks.index(item[0][0].split()[0])):
+    for (task, method), seeds in sorted(groups.items(), key=lambda item: place(*item[0])):
         values, theirs = scores_of(seeds), scores_of(groups.get((task, SB3), []))
         beside = ["", ""] if method == SB3 or not theirs else [standing(values, theirs), improvement(values, theirs)]
         scores = Scores.of(values)

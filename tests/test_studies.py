@@ -1,14 +1,29 @@
-"""The studies' machinery: records survive an interruption, are not mixed, and come from whole runs."""
+"""The studies: records survive an interruption, are not mixed and come from whole runs; commands are greenroom's."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import atari
+import control
+import family
 import harness
+import lag
+import lost_sales
+import lost_sales_race
 import report
+import sb3_settings
+import time_to_beat
+from greenroom import cli, session
+from greenroom.config import RunConfig, to_dict
+from greenroom.training import Run
 
 LINES = [{"env_steps": 100 * n, "seconds": 0.1 * n, "return_mean": None if n == 1 else n} for n in range(1, 500)]
 # A stand-in for `greenroom train`: it leaves a word about each call, and the files that a run leaves.
@@ -33,6 +48,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def options(*words: str) -> harness.Options:
     return harness.options("toy", harness.parser("", seeds=[1, 2], episodes=7).parse_args(list(words)))
+
+
+def record(task: str, method: str, score: float, **more: Any) -> harness.Record:
+    """What a study keeps of a run, as far as tables ask for it."""
+    rest = {"seed": 1, "commands": [], "env_steps": 12_345, "seconds": 6.0, "curve": [[1, 0.1, 2.0], [9, 0.9, 3.0]]}
+    return {"task": task, "method": method, "evaluation": {"mean": score}, **rest, **more}
 
 
 def trial(chosen: harness.Options, seed: int, train: str = "first", resume: str = "") -> harness.Trial:
@@ -135,3 +156,204 @@ def test_the_table_and_the_curves_are_written(place: Path, capsys: pytest.Captur
     assert records[0]["commands"][1] in text
     report.plot_curves(chosen.out / "curves.png", [report.Panel(title="toy", groups={"copy": records})])
     assert (chosen.out / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_only_the_trials_that_fit_the_words_are_run(place: Path) -> None:
+    chosen = options("--seeds", "1")
+    tasks = {"A one": "ours", "A two": "ours", "B one": "theirs"}
+    trials = [dataclasses.replace(trial(chosen, 1), task=task, method=method) for task, method in tasks.items()]
+
+    def names(*only: str) -> list[str]:
+        return [one.task for one in harness.chosen_of(trials, only)]
+
+    assert names() == ["A one", "A two", "B one"]
+    assert names("A") == ["A one", "A two"]
+    assert names("two A", "theirs") == ["A two", "B one"]
+    assert names("one ours") == ["A one"]
+    with pytest.raises(SystemExit, match="'B two' fits no trial; the words are A, B, one, ours, theirs, two"):
+        names("A", "B two")
+
+
+def test_a_table_may_have_further_sections(place: Path) -> None:
+    chosen = options()
+    records = harness.run_trials([trial(chosen, 1)], chosen)
+    more = report.Section(title="More", explanation="Also.", headings=["c"], rows=[["3"]])
+    report.write_table(
+        chosen, title="Toy", explanation="Why.", headings=["a"], rows=[["1"]], records=records, further=[more]
+    )
+    text = (chosen.out / "table.md").read_text()
+    expected = "# Toy\n\nWhy.\n\n| a |\n| --- |\n| 1 |\n\n## More\n\nAlso.\n\n| c |\n| --- |\n| 3 |\n\nMade by"
+    assert text.startswith(expected)
+
+
+def test_improvement_counts_pairs() -> None:
+    assert report.improvement([2.0, 2.0], [1.0, 1.0]) == "1.00 [1.00, 1.00]"
+    assert report.improvement([1.0, 3.0], [2.0, 2.0]).startswith("0.50 [0.00, 1.00]")
+
+
+def defaults(study: str) -> harness.Options:
+    return harness.options(study, harness.parser("", seeds=[1], episodes=7).parse_args([]))
+
+
+def atari_trials(chosen: harness.Options) -> list[harness.Trial]:
+    return [one for study in atari.STUDIES.values() for one in atari.trials_of(study, chosen, study.preset)]
+
+
+TRIALS: dict[str, Callable[[harness.Options], list[harness.Trial]]] = {
+    "control": control.trials_of,
+    "family": family.trials_of,
+    "lag": lag.trials_of,
+    "lost-sales": lost_sales.trials_of,
+    "race": lost_sales_race.trials_of,
+    "atari": atari_trials,
+}
+
+
+def given(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """What `greenroom train` would launch."""
+    launched: list[RunConfig] = []
+
+    def launch(config: RunConfig, **rest: object) -> None:
+        launched.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "launch", launch)
+    assert cli.main(words) == 130, f"greenroom does not understand {words}"
+    return launched[0]
+
+
+@pytest.mark.parametrize("study", TRIALS)
+def test_greenroom_understands_every_command_and_can_build_its_run(study: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = TRIALS[study](defaults(study))
+    assert len({one.key for one in trials}) == len({one.run for one in trials}) == len(trials)
+    for one in trials:
+        if one.train[0] != "greenroom":
+            continue
+        config = given(one.train[1:], monkeypatch)
+        if study != "atari":  # a million frames take their time
+            stage = config.stage if config.env == "lost-sales" else "inline"
+            Run(dataclasses.replace(config, stage=stage), say=lambda line: None).close()
+
+
+def test_both_sides_of_the_family_have_settings_and_the_same_budget() -> None:
+    sides: dict[tuple[str, int], list[harness.Trial]] = {}
+    for one in family.trials_of(defaults("family")):
+        sides.setdefault((one.task, one.seed), []).append(one)
+    pairs = [pair for pair in sides.values() if len(pair) == 2]
+    assert {pair[1].task.split()[1] for pair in pairs} >= {
+        "a2c",
+        "ppo",
+        "dqn",
+        "sac",
+        "td3",
+        "ppo-lstm",
+        "dqn-quantile",
+    }
+    for ours, theirs in pairs:
+        env, algo = theirs.train[3], theirs.train[5]
+        assert (env, algo) in sb3_settings.SETTINGS
+        assert ours.train[2] == env
+        assert (
+            ours.train[ours.train.index("--total-steps") + 1] == theirs.train[theirs.train.index("--total-steps") + 1]
+        )
+
+
+def test_nothing_that_control_measures_is_measured_again() -> None:
+    measured = {one.task for one in control.trials_of(defaults("control"))}
+    assert not measured & {one.task for one in family.trials_of(defaults("family"))}
+
+
+def test_the_family_table_says_where_ours_stands() -> None:
+    runs = {"ours": [5.0, 6.0, 7.0], harness.SB3: [5.5, 6.0, 6.5]}
+    records = [record("Cart a2c", method, score) for method, scores in runs.items() for score in scores]
+    known = [record("Cart ppo", "ours", 3.0), record("Pole ppo", "ours", 1.0)]
+    rows = family.rows_of(records, known)
+    assert [row[:2] for row in rows] == [
+        ["Cart a2c", "ours"],
+        ["Cart a2c", harness.SB3],
+        ["Cart ppo", "ours ([control](../control/table.md))"],
+        ["Pole ppo", "ours ([control](../control/table.md))"],
+    ]
+    assert rows[0][2:5] == ["12 345", "3", "6.0 [5.0, 7.0]"]
+    assert rows[0][6].startswith("within")
+    assert rows[1][6:8] == ["", ""]
+    assert family.standing([5.4, 5.4, 9.0], [5.5, 6.0, 6.5]) == "above"  # the IQM of three is their mean
+    assert family.standing([5.4, 5.4, 5.4], [5.5, 6.0, 6.5]) == "BELOW"
+
+
+def test_the_family_picture_has_both_sides_in_one_panel(tmp_path: Path) -> None:
+    records = [record("Cart a2c", method, 1.0) for method in ("greenroom", harness.SB3)]
+    (panel,) = family.panels_of([*records, record("Cart ppo", "greenroom", 1.0)])
+    assert (list(panel.groups), list(panel.dashed)) == (["a2c", "ppo"], ["a2c"])
+    report.plot_curves(tmp_path / "curves.png", [panel], score="height")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_in_the_queue_the_correction_is_the_only_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = [one for one in lag.trials_of(defaults("lag")) if one.task.startswith("queue ")]
+    plain, corrected = (
+        [to_dict(given(one.train[1:], monkeypatch)) for one in queue if one.task.endswith(algo)]
+        for algo in ("a2c", "vtrace")
+    )
+    assert [(run["collect"], run["lag"]) for run in plain] == [
+        ("sync", 1),
+        *(("overlap", updates) for updates in (1, 4, 16, 64)),
+    ]
+    for ours, theirs in zip(plain, corrected, strict=True):
+        own, other = ours.pop("algorithm"), theirs.pop("algorithm")
+        assert ours == theirs
+        assert {key: value for key, value in other.items() if key in own} == own | {"kind": "vtrace"}
+        assert set(other) - set(own) == {"rho_max", "c_max"}
+        assert own["discounting"]["lam"] == 1.0
+
+
+def test_the_lag_study_reads_evaluations_and_lag(tmp_path: Path) -> None:
+    clock = [
+        {"env_steps": steps, "seconds": 1.0, "mean": mean, "ci95": [0, 9]} for steps, mean in ((10, 2.0), (30, 4.0))
+    ]
+    lines = [{"lag": updates, "loss/ratio_max": 1.0 + updates} for updates in (0, 3, 4)]
+    (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in clock))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = lag.measured(tmp_path)
+    assert found == {"evaluations": [[10.0, 1.0, 2.0], [30.0, 1.0, 4.0]], "lag": 4, "ratio": 4.0}
+
+    other = {"evaluations": [[10, 1, 8.0], [30, 1, 8.0]], "lag": 0, "ratio": None}
+    records = [
+        record("one-behind pqn", "sync", 5.0, **found),
+        record("one-behind pqn", "lag=1", 9.0, **other),
+        record("one-behind ppo", "sync", 1.0, **other),
+        record("queue a2c", "lag=4", 2.0, **found),
+    ]
+    groups = report.group(records)
+    (beside,) = lag.beside_rows(groups)
+    assert beside[0] == "pqn"
+    assert [cell.split()[0] for cell in beside[3:]] == ["3.0", "8.0", "1.00", "5.0", "9.0", "1.00"]
+    assert lag.queue_rows(groups) == [["a2c", "4", "1", "3.0 [3.0, 3.0]", "2.0 [2.0, 2.0]", "4.0"]]
+
+
+def points(*gaps: float) -> list[dict[str, float]]:
+    return [{"env_steps": 10 * n, "seconds": 2.0 * n, "gap": gap} for n, gap in enumerate(gaps, start=1)]
+
+
+def test_the_race_is_won_by_the_first_to_arrive() -> None:
+    assert time_to_beat.seconds_below({"points": points(9.0, 0.5, 2.0, 0.4, 0.3)}, 1.0) == (4.0, 8.0)
+    assert time_to_beat.seconds_below({"points": points(0.5, 2.0)}, 1.0) == (2.0, math.inf)
+    records = [
+        record("p", "never", 0.0, points=points(9.0, 8.0)),
+        record("p", "late", 0.0, points=points(9.0, 9.0, 0.5)),
+        record("p", "early", 0.0, points=points(9.0, 0.5, 0.5)),
+        record("p", "early", 0.0, points=points(0.5, 2.0, 0.7)),
+        record("p", "early", 0.0, points=points(9.0, 9.0, 9.0)),
+    ]
+    assert [row[:5] for row in lost_sales_race.rows_of(records)] == [
+        ["early", "3", "4.0 (2.0–never)", "6.0 (4.0–never)", "+3.40 ± 4.85"],
+        ["late", "1", "6.0", "6.0", "+0.50 ± 0.00"],
+        ["never", "1", "never", "never", "+8.00 ± 0.00"],
+    ]
+
+
+def test_the_race_is_drawn_with_one_colour_for_each_algorithm(tmp_path: Path) -> None:
+    rules = {"base-stock": 5.0, "myopic": 7.0}
+    records = [record("p", algo, 0.0, points=points(9.0, 0.5), rules=rules) for algo in ("ppo", "ppo", "pqn")]
+    time_to_beat.draw(records, tmp_path / "gap.png", title="race", labels=[one["method"] for one in records])
+    assert (tmp_path / "gap.png").read_bytes().startswith(b"\x89PNG")

@@ -111,17 +111,16 @@ def pqn(env: str) -> RunConfig:
     """Q(λ) without replay."""
     return RunConfig(
         env=env,
-        num_envs=32,
+        num_envs=16,
         rollout_length=32,
         total_steps=300_000,
         algorithm=PQNConfig(
-            discounting=Discounting(gamma=0.99, lam=0.9, scale_rewards=True),
-            exploration=EpsilonGreedy(epsilon_final=(0.05,), epsilon_fraction=0.2),
+            discounting=Discounting(gamma=0.99, lam=0.65, scale_rewards=True),
             epochs=4,
-            minibatches=16,
+            minibatches=8,
             optimizer=RAdam(learning_rate=1e-3),
         ),
-        policy=PolicyConfig(network=_NORMED, normalize_obs=True),
+        policy=PolicyConfig(network=_NORMED),
     )
 
 
