@@ -149,7 +149,7 @@ def standing(ours: Sequence[float], theirs: Sequence[float]) -> str:
 
 def rows_of(records: Sequence[Record], known: Sequence[Record]) -> list[list[str]]:
     """One row for every task, algorithm and learner, in the order of `TABLE`; those of `known` say whence they are."""
-    groups = group([*records, *known])
+    groups = group([*known, *records])
     tasks = list(dict.fromkeys([*(task for task, _ in TABLE), *(name.split()[0] for name, _ in groups)]))
     algos = list(dict.fromkeys(name.split()[1] for name, _ in groups))
 
@@ -209,7 +209,7 @@ def main() -> None:
         rows=rows_of(records, known),
         records=records,
     )
-    plot_curves(chosen.out / "curves.png", panels_of([*records, *known]))
+    plot_curves(chosen.out / "curves.png", panels_of([*known, *records]))
 
 
 if __name__ == "__main__":

@@ -269,14 +269,14 @@ def test_the_family_table_says_where_ours_stands() -> None:
     known = [record("Cart ppo", "ours", 3.0), record("Pole ppo", "ours", 1.0)]
     rows = family.rows_of(records, known)
     assert [row[:2] for row in rows] == [
+        ["Cart ppo", "ours ([control](../control/table.md))"],
         ["Cart a2c", "ours"],
         ["Cart a2c", harness.SB3],
-        ["Cart ppo", "ours ([control](../control/table.md))"],
         ["Pole ppo", "ours ([control](../control/table.md))"],
     ]
-    assert rows[0][2:5] == ["12 345", "3", "6.0 [5.0, 7.0]"]
-    assert rows[0][6].startswith("within")
-    assert rows[1][6:8] == ["", ""]
+    assert rows[1][2:5] == ["12 345", "3", "6.0 [5.0, 7.0]"]
+    assert rows[1][6] == "within"
+    assert rows[2][6:8] == ["", ""]
     assert family.standing([5.4, 5.4, 9.0], [5.5, 6.0, 6.5]) == "above"  # the IQM of three is their mean
     assert family.standing([5.4, 5.4, 5.4], [5.5, 6.0, 6.5]) == "BELOW"
 

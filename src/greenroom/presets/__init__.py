@@ -41,7 +41,6 @@ PRESETS: dict[str, Preset] = {
         config=atari.rainbow,
     ),
     "inventory": Preset(about="replenishment and other cheap batched models, PPO", algo="ppo", config=inventory.ppo),
-    "inventory-pqn": Preset(about="the same with Q(λ)", algo="pqn", config=inventory.pqn),
     "classic-ppo": Preset(about="small observations, cheap steps, PPO", algo="ppo", config=classic.ppo),
     "classic-a2c": Preset(about="small observations, cheap steps, A2C", algo="a2c", config=classic.a2c),
     "classic-vtrace": Preset(about="the same for rollouts that lag (V-trace)", algo="vtrace", config=classic.vtrace),
@@ -81,7 +80,7 @@ _CLASSIC: dict[str | None, str] = {
 
 _DEFAULTS: dict[str, dict[str | None, str]] = {
     "atari": {None: "paac", "a2c": "paac", "ppo": "atari-ppo", "pqn": "atari-pqn", "dqn": "atari-dqn"},
-    "device": {None: "inventory", **_CLASSIC, "ppo": "inventory", "pqn": "inventory-pqn"},
+    "device": {None: "inventory", **_CLASSIC, "ppo": "inventory"},
     "mujoco": {None: "continuous", **_CLASSIC, "ppo": "continuous", "sac": "mujoco-sac", "td3": "mujoco-td3"},
     "other": {None: "classic-ppo", **_CLASSIC},
 }

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from greenroom.algorithms.exploration import EpsilonGreedy
 from greenroom.algorithms.ppo import PPOConfig
-from greenroom.algorithms.q_learning import PQNConfig
 from greenroom.algorithms.rewards import Discounting
 from greenroom.config import RunConfig
 from greenroom.networks import Mlp
-from greenroom.optim import Adam, RAdam
+from greenroom.optim import Adam
 from greenroom.policy import PolicyConfig
 
 
@@ -28,23 +26,4 @@ def ppo(env: str) -> RunConfig:
             optimizer=Adam(learning_rate=3e-3),
         ),
         policy=PolicyConfig(network=Mlp(hidden=(64, 64)), separate_value=True),
-    )
-
-
-def pqn(env: str) -> RunConfig:
-    """Q(λ) on as many."""
-    return RunConfig(
-        env=env,
-        num_envs=4096,
-        rollout_length=24,
-        total_steps=10_000_000,
-        eval_episodes=4096,
-        algorithm=PQNConfig(
-            discounting=Discounting(gamma=0.97, lam=0.9, scale_rewards=True),
-            exploration=EpsilonGreedy(epsilon_final=(0.01,), epsilon_fraction=0.3),
-            epochs=2,
-            minibatches=16,
-            optimizer=RAdam(learning_rate=3e-3),
-        ),
-        policy=PolicyConfig(network=Mlp(hidden=(64, 64), activation="relu", layer_norm=True), normalize_obs=True),
     )
