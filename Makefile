@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 CORE := $(VENV)/.core-installed
 TEST := $(VENV)/.test-installed
 STUDY := $(VENV)/.study-installed
-STUDIES := lost-sales control family lag race pong pong-pqn pong-dqn paac time-to-beat
+STUDIES := lost-sales control family lag race pong pong-pqn pong-dqn paac time-to-beat replay
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -59,6 +59,9 @@ study-pong-pqn: $(STUDY) ## Hours: Pong from pixels, on-policy values (PQN).
 
 study-pong-dqn: $(STUDY) ## Hours: Pong from pixels, values from a replay (DQN).
 	$(BIN)/python studies/atari.py pong-dqn $(ARGS)
+
+study-replay: $(STUDY) ## A minute and 8 GB of memory: what a replay of a million Atari transitions costs.
+	$(BIN)/python studies/replay.py $(ARGS)
 
 study-paac: $(STUDY) ## Hours: the paac preset on Breakout.
 	$(BIN)/python studies/atari.py paac $(ARGS)
