@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from greenroom.algorithms.actor_critic import A2CConfig, VTraceConfig
 from greenroom.algorithms.dqn import DQNConfig
 from greenroom.algorithms.exploration import EpsilonGreedy
@@ -19,8 +21,9 @@ from greenroom.replay import ReplayConfig
 
 _WIDE = Mlp(hidden=(128, 128), activation="relu")
 _NORMED = Mlp(hidden=(128, 128), activation="relu", layer_norm=True)
+_SCALED = Discounting(gamma=0.99, lam=0.95, scale_rewards=True)
+_LONGEST = dataclasses.replace(_SCALED, lam=1.0)
 _EXPLORING = EpsilonGreedy(epsilon_final=(0.01,), epsilon_fraction=0.3)
-_SCALED = Discounting(gamma=0.99, lam=1.0, scale_rewards=True)
 
 
 def ppo(env: str) -> RunConfig:
@@ -31,11 +34,7 @@ def ppo(env: str) -> RunConfig:
         rollout_length=64,
         total_steps=200_000,
         algorithm=PPOConfig(
-            epochs=10,
-            minibatches=8,
-            entropy_coef=0.0,
-            discounting=Discounting(gamma=0.99, lam=0.95, scale_rewards=True),
-            optimizer=Adam(learning_rate=1e-3),
+            epochs=10, minibatches=8, entropy_coef=0.0, discounting=_SCALED, optimizer=Adam(learning_rate=1e-3)
         ),
         policy=PolicyConfig(separate_value=True, normalize_obs=True),
     )
@@ -43,31 +42,24 @@ def ppo(env: str) -> RunConfig:
 
 def a2c(env: str) -> RunConfig:
     """A2C with what PPO has besides its objective."""
-    return RunConfig(
-        env=env,
-        num_envs=16,
-        rollout_length=8,
-        total_steps=500_000,
-        algorithm=A2CConfig(
-            entropy_coef=0.0,
-            discounting=Discounting(gamma=0.99, lam=0.95, scale_rewards=True),
-            standardise_advantage=True,
-            optimizer=Adam(learning_rate=2e-3),
-        ),
-        policy=PolicyConfig(separate_value=True, normalize_obs=True),
-    )
+    return _one_update(env, A2CConfig)
 
 
 def vtrace(env: str) -> RunConfig:
     """A2C's settings, for rollouts that lag."""
+    return _one_update(env, VTraceConfig)
+
+
+def _one_update(env: str, algorithm: type[A2CConfig | VTraceConfig]) -> RunConfig:
+    """An actor-critic that learns from each rollout once."""
     return RunConfig(
         env=env,
         num_envs=16,
         rollout_length=8,
         total_steps=500_000,
-        algorithm=VTraceConfig(
+        algorithm=algorithm(
             entropy_coef=0.0,
-            discounting=Discounting(gamma=0.99, lam=0.95, scale_rewards=True),
+            discounting=_SCALED,
             standardise_advantage=True,
             optimizer=Adam(learning_rate=2e-3),
         ),
@@ -77,29 +69,23 @@ def vtrace(env: str) -> RunConfig:
 
 def nstep_q(env: str) -> RunConfig:
     """n-step Q-learning."""
-    return RunConfig(
-        env=env,
-        num_envs=16,
-        rollout_length=16,
-        total_steps=300_000,
-        algorithm=NStepQConfig(
-            discounting=_SCALED,
-            exploration=_EXPLORING,
-            optimizer=Adam(learning_rate=1e-3, max_grad_norm=10.0),
-        ),
-        policy=PolicyConfig(network=_NORMED, normalize_obs=True),
-    )
+    return _nstep(env, NStepQConfig)
 
 
 def nstep_sarsa(env: str) -> RunConfig:
     """n-step Sarsa."""
+    return _nstep(env, NStepSarsaConfig)
+
+
+def _nstep(env: str, algorithm: type[NStepQConfig | NStepSarsaConfig]) -> RunConfig:
+    """Values of actions from the longest returns of a rollout."""
     return RunConfig(
         env=env,
         num_envs=16,
         rollout_length=16,
         total_steps=300_000,
-        algorithm=NStepSarsaConfig(
-            discounting=_SCALED,
+        algorithm=algorithm(
+            discounting=_LONGEST,
             exploration=_EXPLORING,
             optimizer=Adam(learning_rate=1e-3, max_grad_norm=10.0),
         ),

@@ -35,28 +35,27 @@ def ppo(env: str) -> RunConfig:
     )
 
 
+_QUICK = dataclasses.replace(steady_adam(), learning_rate=1e-3)
+
+
 def sac(env: str) -> RunConfig:
     """SAC, for small tasks."""
-    return RunConfig(
-        env=env,
-        num_envs=8,
-        rollout_length=1,
-        total_steps=20_000,
-        algorithm=SACConfig(optimizer=dataclasses.replace(steady_adam(), learning_rate=1e-3)),
-        policy=PolicyConfig(network=Mlp(hidden=(256, 256), activation="relu"), initialisation="fan_in"),
-    )
+    return _from_replay(env, SACConfig(optimizer=_QUICK))
 
 
 def td3(env: str) -> RunConfig:
     """TD3, for small tasks."""
+    return _from_replay(env, TD3Config(critics=CriticConfig(gamma=0.98), optimizer=_QUICK))
+
+
+def _from_replay(env: str, algorithm: SACConfig | TD3Config) -> RunConfig:
+    """Few actors, an update for every step, and wide networks."""
     return RunConfig(
         env=env,
         num_envs=8,
         rollout_length=1,
         total_steps=20_000,
-        algorithm=TD3Config(
-            critics=CriticConfig(gamma=0.98), optimizer=dataclasses.replace(steady_adam(), learning_rate=1e-3)
-        ),
+        algorithm=algorithm,
         policy=PolicyConfig(network=Mlp(hidden=(256, 256), activation="relu"), initialisation="fan_in"),
     )
 
