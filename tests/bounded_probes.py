@@ -7,18 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greenroom.acting import Collector
 from greenroom.algorithms.critics import CriticConfig
 from greenroom.algorithms.replaying import Drawing
 from greenroom.algorithms.targets import TargetNetwork
-from greenroom.envs.device import DeviceEnvironment
 from greenroom.envs.probes import PROBES, Probe, ProbeModel
 from greenroom.networks import Mlp
 from greenroom.policy import PolicyConfig
 from greenroom.replay import ReplayConfig
 from greenroom.spec import Bounded
+from probing import GAMMA
 
-GAMMA, NUM_ENVS, LENGTH = 0.6, 32, 4
 CRITICS = CriticConfig(
     gamma=GAMMA,
     drawing=Drawing(batch_size=128, replay_ratio=4.0, learning_starts=256),
@@ -58,19 +56,8 @@ BOUNDED_PROBES = {
 }
 
 
-def learn(config: Any, probe: Probe, rollouts: int) -> tuple[Any, dict[str, Tensor]]:
-    """Train on a probe. Returns the algorithm and its last metrics."""
-    env = DeviceEnvironment(probe.model, NUM_ENVS)
-    torch.manual_seed(0)
-    settings = PolicyConfig(network=Mlp(hidden=(64, 64), activation="relu"))
-    policy = config.policy(settings, env.spec, "float32")
-    total = rollouts * LENGTH * NUM_ENVS
-    algorithm = config.build(policy, spec=env.spec, num_envs=NUM_ENVS, rollout_length=LENGTH, total_steps=total, seed=0)
-    collector = Collector([env], policy, rollout_length=LENGTH, seed=0, device=torch.device("cpu"))
-    metrics: dict[str, Tensor] = {}
-    for _ in range(rollouts):
-        metrics = algorithm.learn(next(collector))
-    return algorithm, metrics
+PROBING_POLICY = PolicyConfig(network=Mlp(hidden=(64, 64), activation="relu"))
+"""Of the policies that are tried on them."""
 
 
 def answers(algorithm: Any, probe: Probe) -> tuple[Tensor, Tensor]:

@@ -9,15 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from greenroom.acting import Collector
 from greenroom.algorithms.check import check_algorithm, synthetic_rollout
 from greenroom.algorithms.dqn import DQN, DQNConfig
 from greenroom.algorithms.exploration import EpsilonGreedy
 from greenroom.algorithms.lessons import Lesson, SequenceConfig, of_sequences, of_transitions
 from greenroom.algorithms.replaying import Drawing
 from greenroom.algorithms.targets import TargetNetwork
-from greenroom.envs.device import DeviceEnvironment
-from greenroom.envs.probes import PROBES, Probe
+from greenroom.envs.probes import PROBES
 from greenroom.errors import UserError
 from greenroom.memory import Memory, MemoryKind
 from greenroom.networks import Mlp
@@ -27,6 +25,7 @@ from greenroom.replay import Batch, ReplayConfig, Sequences
 from greenroom.spec import MASK, ArraySpec, Bounded, Discrete, EnvSpec
 from greenroom.types import State
 from greenroom.values import HeadConfig, QPolicy
+from probing import DISCRETE_PROBES, GAMMA, learned_values, values_are_right
 
 VECTOR = ArraySpec(shape=(3,))
 SPEC = EnvSpec(name="vector", obs=VECTOR, action=Discrete(n=4))
@@ -313,9 +312,8 @@ def test_refusals() -> None:
         SequenceConfig(sequence_length=0, burn_in=3)
 
 
-PROBE_GAMMA, PROBE_ENVS, PROBE_LENGTH = 0.6, 32, 4
 PROBING = DQNConfig(
-    gamma=PROBE_GAMMA,
+    gamma=GAMMA,
     drawing=Drawing(batch_size=128, replay_ratio=2.0, learning_starts=300),
     replay=ReplayConfig(capacity=4000),
     target=TargetNetwork(target_every=10),
@@ -326,45 +324,11 @@ PROBING = DQNConfig(
 ROLLOUTS = 150
 GREEDY_AT_LAST = EpsilonGreedy(epsilon_final=(0.0,), epsilon_fraction=0.3)
 NOISE_ALONE = EpsilonGreedy(epsilon_start=0.0, epsilon_final=(0.0,))
-APPLICABLE = [name for name, probe in PROBES.items() if isinstance(probe.model.action, Discrete)]
 
 
-def learned(config: DQNConfig, probe: Probe) -> Tensor:
-    """Q-values `[N, A]` of a probe's situations after learning it."""
-    env = DeviceEnvironment(probe.model, PROBE_ENVS)
-    torch.manual_seed(0)
-    memory: MemoryKind = "gru" if probe.needs_memory else "none"
-    network = PolicyConfig(network=Mlp(hidden=(32,)), memory=Memory(memory=memory, memory_size=16))
-    policy = config.policy(network, env.spec, "float32")
-    algorithm = config.build(
-        policy,
-        spec=env.spec,
-        num_envs=PROBE_ENVS,
-        rollout_length=PROBE_LENGTH,
-        total_steps=ROLLOUTS * PROBE_LENGTH * PROBE_ENVS,
-        seed=0,
-    )
-    collector = Collector([env], policy, rollout_length=PROBE_LENGTH, seed=0, device=torch.device("cpu"))
-    for _ in range(ROLLOUTS):
-        algorithm.learn(next(collector))
-    obs = probe.model.obs
-    with torch.no_grad():
-        if not probe.needs_memory:
-            return policy.values(one_step(obs), {}, None)
-        assert isinstance(obs, Tensor)  # three steps from each of three beginnings
-        q = policy.values(obs.view(3, 3, 1).transpose(0, 1), policy.initial_state(3), None)
-        return q.view(3, 3, -1).transpose(0, 1).flatten(0, 1)
-
-
-def is_right(q: Tensor, probe: Probe) -> None:
-    torch.testing.assert_close(q.amax(-1), probe.value(PROBE_GAMMA), rtol=0, atol=0.05)
-    if probe.best_action is not None:
-        assert torch.equal(q.argmax(-1), probe.best_action)
-
-
-@pytest.mark.parametrize("name", APPLICABLE)
+@pytest.mark.parametrize("name", DISCRETE_PROBES)
 def test_probe(name: str) -> None:
-    is_right(learned(PROBING, PROBES[name]), PROBES[name])
+    values_are_right(learned_values(PROBING, ROLLOUTS, PROBES[name]), PROBES[name])
 
 
 @pytest.mark.parametrize("name", ["probe-truncation", "probe-mask", "probe-memory"])
@@ -387,4 +351,4 @@ def test_probe(name: str) -> None:
     ids=["rainbow", "quantile"],
 )
 def test_probe_with_every_option(name: str, changes: dict[str, Any]) -> None:
-    is_right(learned(dataclasses.replace(PROBING, **changes), PROBES[name]), PROBES[name])
+    values_are_right(learned_values(dataclasses.replace(PROBING, **changes), ROLLOUTS, PROBES[name]), PROBES[name])

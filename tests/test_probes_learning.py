@@ -16,15 +16,13 @@ from greenroom.algorithms import AlgorithmConfig
 from greenroom.algorithms.actor_critic import A2CConfig, VTraceConfig
 from greenroom.algorithms.ppo import PPOConfig
 from greenroom.algorithms.rewards import Discounting
-from greenroom.envs.device import DeviceEnvironment
 from greenroom.envs.probes import PROBES, Probe
-from greenroom.memory import Memory
 from greenroom.networks import Mlp
 from greenroom.optim import Adam
 from greenroom.policy import ActorCritic, PolicyConfig
 from greenroom.types import Rollout
+from probing import GAMMA, learn, memory_for
 
-GAMMA, NUM_ENVS, LENGTH = 0.6, 32, 4
 DISCOUNTING = Discounting(gamma=GAMMA, lam=0.9)
 ADAM = Adam(learning_rate=0.01)
 PROBING: dict[str, tuple[AlgorithmConfig, int]] = {
@@ -43,17 +41,9 @@ CONTINUOUS_TOLERANCE = 0.1
 def train(algo: str, probe: Probe) -> ActorCritic:
     """A policy that has learned the probe with `PROBING`."""
     config, rollouts = PROBING[algo]
-    env = DeviceEnvironment(probe.model, NUM_ENVS)
-    torch.manual_seed(0)
-    memory = Memory(memory="gru" if probe.needs_memory else "none", memory_size=32)
-    settings = PolicyConfig(network=Mlp(hidden=(32,)), memory=memory, initial_log_std=-0.5)
-    policy = config.policy(settings, env.spec, "float32")
+    settings = PolicyConfig(network=Mlp(hidden=(32,)), memory=memory_for(probe, 32), initial_log_std=-0.5)
+    policy = learn(config, probe, rollouts, settings)[0].policy
     assert isinstance(policy, ActorCritic)
-    total = rollouts * LENGTH * NUM_ENVS
-    algorithm = config.build(policy, spec=env.spec, num_envs=NUM_ENVS, rollout_length=LENGTH, total_steps=total, seed=0)
-    collector = Collector([env], policy, rollout_length=LENGTH, seed=0, device=torch.device("cpu"))
-    for _ in range(rollouts):
-        algorithm.learn(next(collector))
     return policy
 
 

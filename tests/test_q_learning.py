@@ -10,14 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from greenroom.acting import Collector
 from greenroom.algorithms.check import check_algorithm, synthetic_rollout
 from greenroom.algorithms.exploration import EpsilonGreedy
 from greenroom.algorithms.q_learning import NStepQConfig, NStepSarsaConfig, PQNConfig, QLearner
 from greenroom.algorithms.rewards import Discounting
 from greenroom.algorithms.targets import Target, TargetNetwork, track
-from greenroom.envs.device import DeviceEnvironment
-from greenroom.envs.probes import PROBES, Probe
+from greenroom.envs.probes import PROBES
 from greenroom.errors import UserError
 from greenroom.maths.values import chosen
 from greenroom.memory import Memory, MemoryKind
@@ -28,6 +26,8 @@ from greenroom.seeding import generator
 from greenroom.spec import MASK, ArraySpec, Bounded, Discrete, EnvSpec
 from greenroom.types import Rollout, map_obs
 from greenroom.values import QPolicy
+from probing import DISCRETE_PROBES, learned_values, values_are_right
+from probing import GAMMA as PROBING_GAMMA
 
 Config = NStepQConfig | NStepSarsaConfig | PQNConfig
 CONFIGS: dict[str, type[Config]] = {"nstep-q": NStepQConfig, "nstep-sarsa": NStepSarsaConfig, "pqn": PQNConfig}
@@ -248,24 +248,23 @@ def test_refusals() -> None:
         TargetNetwork(tau=0.0)
 
 
-PROBE_GAMMA, PROBE_ENVS, PROBE_LENGTH = 0.6, 32, 4
 EXPLORING = EpsilonGreedy(epsilon_final=(0.05, 0.0), epsilon_fraction=0.3)
 GREEDY_AT_LAST = EpsilonGreedy(epsilon_final=(0.0,), epsilon_fraction=0.5)
 QUICK = Adam(learning_rate=0.02, max_grad_norm=10.0)
 PROBING: dict[str, tuple[Config, int]] = {
     "nstep-q": (
-        NStepQConfig(discounting=Discounting(gamma=PROBE_GAMMA, lam=0.3), exploration=EXPLORING, optimizer=QUICK),
+        NStepQConfig(discounting=Discounting(gamma=PROBING_GAMMA, lam=0.3), exploration=EXPLORING, optimizer=QUICK),
         200,
     ),
     "nstep-sarsa": (
         NStepSarsaConfig(
-            discounting=Discounting(gamma=PROBE_GAMMA, lam=0.9), exploration=GREEDY_AT_LAST, optimizer=QUICK
+            discounting=Discounting(gamma=PROBING_GAMMA, lam=0.9), exploration=GREEDY_AT_LAST, optimizer=QUICK
         ),
         200,
     ),
     "pqn": (
         PQNConfig(
-            discounting=Discounting(gamma=PROBE_GAMMA, lam=0.3),
+            discounting=Discounting(gamma=PROBING_GAMMA, lam=0.3),
             exploration=EXPLORING,
             minibatches=4,
             optimizer=RAdam(learning_rate=0.02),
@@ -276,51 +275,10 @@ PROBING: dict[str, tuple[Config, int]] = {
 """Algorithm → its config and the number of rollouts."""
 
 
-def learned(config: Config, rollouts: int, probe: Probe) -> Tensor:
-    """Q-values `[N, A]` of a probe's situations after learning it."""
-    env = DeviceEnvironment(probe.model, PROBE_ENVS)
-    torch.manual_seed(0)
-    memory: MemoryKind = "gru" if probe.needs_memory else "none"
-    network = PolicyConfig(network=Mlp(hidden=(32,)), memory=Memory(memory=memory, memory_size=16))
-    policy = config.policy(network, env.spec, "float32")
-    algorithm = config.build(
-        policy,
-        spec=env.spec,
-        num_envs=PROBE_ENVS,
-        rollout_length=PROBE_LENGTH,
-        total_steps=rollouts * PROBE_LENGTH * PROBE_ENVS,
-        seed=0,
-    )
-    collector = Collector([env], policy, rollout_length=PROBE_LENGTH, seed=0, device=torch.device("cpu"))
-    for _ in range(rollouts):
-        algorithm.learn(next(collector))
-    return situations(policy, probe)
-
-
-def situations(policy: QPolicy, probe: Probe) -> Tensor:
-    """Q-values of all situations; where a memory is needed, of the three steps from each of three beginnings."""
-    obs = probe.model.obs
-    with torch.no_grad():
-        if not probe.needs_memory:
-            return policy.values(one_step(obs), {}, None)
-        assert isinstance(obs, Tensor)
-        q = policy.values(obs.view(3, 3, 1).transpose(0, 1), policy.initial_state(3), None)
-        return q.view(3, 3, -1).transpose(0, 1).flatten(0, 1)
-
-
-def is_right(q: Tensor, probe: Probe, tolerance: float) -> None:
-    torch.testing.assert_close(q.amax(-1), probe.value(PROBE_GAMMA), rtol=0, atol=tolerance)
-    if probe.best_action is not None:
-        assert torch.equal(q.argmax(-1), probe.best_action)
-
-
-APPLICABLE = [name for name, probe in PROBES.items() if isinstance(probe.model.action, Discrete)]
-
-
-@pytest.mark.parametrize("name", APPLICABLE)
+@pytest.mark.parametrize("name", DISCRETE_PROBES)
 @pytest.mark.parametrize("algo", PROBING)
 def test_probe(algo: str, name: str) -> None:
-    is_right(learned(*PROBING[algo], PROBES[name]), PROBES[name], 0.05)
+    values_are_right(learned_values(*PROBING[algo], PROBES[name]), PROBES[name])
 
 
 def test_sarsa_learns_what_its_own_exploring_is_worth() -> None:
@@ -329,8 +287,8 @@ def test_sarsa_learns_what_its_own_exploring_is_worth() -> None:
     assert isinstance(sarsa, NStepSarsaConfig)
     careless = dataclasses.replace(sarsa, exploration=EpsilonGreedy(epsilon_final=(1.0,)))
     probe = PROBES["probe-memory"]
-    q = learned(careless, rollouts, probe)
-    expected = torch.tensor([1.0 - (PROBE_GAMMA + PROBE_GAMMA**2) / 3, 1.0 - PROBE_GAMMA / 3, 1.0]).repeat(3)
+    q = learned_values(careless, rollouts, probe)
+    expected = torch.tensor([1.0 - (PROBING_GAMMA + PROBING_GAMMA**2) / 3, 1.0 - PROBING_GAMMA / 3, 1.0]).repeat(3)
     torch.testing.assert_close(q.amax(-1), expected, rtol=0, atol=0.15)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bounded_probes import ACTION_TOLERANCE, BOUNDED_PROBES, CRITICS, GAMMA, VALUE_TOLERANCE, answers, learn
+from bounded_probes import ACTION_TOLERANCE, BOUNDED_PROBES, CRITICS, PROBING_POLICY, VALUE_TOLERANCE, answers
 from greenroom.acting import Collector
 from greenroom.algorithms.check import check_algorithm, synthetic_rollout
 from greenroom.algorithms.critics import CriticConfig, Critics, StateActionValue
@@ -25,6 +25,7 @@ from greenroom.policy import PolicyConfig
 from greenroom.replay import ReplayConfig
 from greenroom.spec import ArraySpec, Bounded, EnvSpec
 from greenroom.types import Rollout
+from probing import GAMMA, learn
 
 ACTION = Bounded(shape=(2,), low=(-1.0, 0.0), high=(1.0, 5.0))
 SPEC = EnvSpec(name="x", obs=ArraySpec(shape=(3,)), action=ACTION)
@@ -269,7 +270,7 @@ def test_the_temperature_settles_where_the_entropy_is_as_wanted() -> None:
     Its entropy, log √(2πe·α/8), is -1.5 at one temperature.
     """
     config = dataclasses.replace(PROBING, temperature=0.1, learn_temperature=True, target_entropy=-1.5)
-    _, metrics = learn(config, BOUNDED_PROBES["delayed"], 150)
+    _, metrics = learn(config, BOUNDED_PROBES["delayed"], 150, PROBING_POLICY)
     assert metrics["entropy"].item() == pytest.approx(-1.5, abs=0.1)
     assert metrics["temperature"].item() == pytest.approx(8.0 * math.exp(-3.0) / (2.0 * math.pi * math.e), rel=0.2)
 
@@ -277,7 +278,7 @@ def test_the_temperature_settles_where_the_entropy_is_as_wanted() -> None:
 @pytest.mark.parametrize("name", BOUNDED_PROBES)
 def test_probe(name: str) -> None:
     probe = BOUNDED_PROBES[name]
-    learner, _ = learn(PROBING, probe, 150)
+    learner, _ = learn(PROBING, probe, 150, PROBING_POLICY)
     action, value = answers(learner, probe)
     torch.testing.assert_close(value, probe.value(GAMMA), rtol=0, atol=VALUE_TOLERANCE)
     torch.testing.assert_close(action, probe.best_action, rtol=0, atol=ACTION_TOLERANCE)
@@ -300,7 +301,7 @@ def all_ends(terminated: bool) -> Any:
 def test_the_probes_find_merged_ends(name: str, wrong: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a future after a cut all is worth its reward; with one after an end, the rich earn for ever."""
     monkeypatch.setattr(Collector, "__next__", all_ends(terminated=name == "truncation"))
-    learner, _ = learn(PROBING, BOUNDED_PROBES[name], 150)
+    learner, _ = learn(PROBING, BOUNDED_PROBES[name], 150, PROBING_POLICY)
     _, value = answers(learner, BOUNDED_PROBES[name])
     torch.testing.assert_close(value, torch.tensor(wrong), rtol=0, atol=2 * VALUE_TOLERANCE)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bounded_probes import ACTION_TOLERANCE, BOUNDED_PROBES, CRITICS, GAMMA, VALUE_TOLERANCE, answers, learn
+from bounded_probes import ACTION_TOLERANCE, BOUNDED_PROBES, CRITICS, PROBING_POLICY, VALUE_TOLERANCE, answers
 from greenroom.algorithms.check import check_algorithm, synthetic_rollout
 from greenroom.algorithms.critics import CriticConfig
 from greenroom.algorithms.replaying import Drawing
@@ -22,6 +22,7 @@ from greenroom.policy import PolicyConfig
 from greenroom.replay import ReplayConfig
 from greenroom.spec import ArraySpec, Bounded, EnvSpec
 from greenroom.types import Rollout
+from probing import GAMMA, learn
 
 SPEC = EnvSpec(name="x", obs=ArraySpec(shape=(3,)), action=Bounded(shape=(2,), low=(-1.0, 0.0), high=(1.0, 5.0)))
 SETTINGS = PolicyConfig(network=Mlp(hidden=(16,)), normalize_obs=True)
@@ -141,7 +142,7 @@ def test_probe(name: str) -> None:
     """Smoothing costs the variance of the target noise, at every step: it is small here."""
     probe = BOUNDED_PROBES[name]
     config = TD3Config(critics=CRITICS, exploration_noise=0.3, target_noise=0.02, optimizer=Adam(learning_rate=3e-3))
-    learner, _ = learn(config, probe, 200)
+    learner, _ = learn(config, probe, 200, PROBING_POLICY)
     action, value = answers(learner, probe)
     torch.testing.assert_close(value, probe.value(GAMMA), rtol=0, atol=VALUE_TOLERANCE)
     torch.testing.assert_close(action, probe.best_action, rtol=0, atol=ACTION_TOLERANCE)
