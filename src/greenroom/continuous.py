@@ -18,8 +18,7 @@ from torch.nn.functional import softplus
 from greenroom.errors import UserError
 from greenroom.maths.distributions import Gaussian
 from greenroom.networks import initialise
-from greenroom.normalize import ObsNormalizer
-from greenroom.policy import Body, Interval, PolicyConfig, Precision, one_step, visible
+from greenroom.policy import Body, Interval, PolicyConfig, Precision, normalizer_of, one_step
 from greenroom.spec import Bounded, EnvSpec
 from greenroom.types import Decision, Obs, State
 
@@ -161,7 +160,7 @@ class ContinuousPolicy(nn.Module):
                 f"{algo} cannot learn a memory; leave out --memory {settings.memory.memory}, or use --algo ppo"
             )
         self.settings, self.precision = settings, precision
-        self.normalizer = ObsNormalizer(visible(spec.obs), running=settings.normalize_obs)
+        self.normalizer = normalizer_of(settings, spec, precision)
         body = Body(settings, spec.obs, precision)
         self.size = math.prod(spec.action.shape)
         self.actor = ActionNetwork(body, head(body.features, self.size))

@@ -103,6 +103,12 @@ def allowed(obs: Obs) -> Tensor | None:
     return obs[MASK] > 0.5 if isinstance(obs, dict) and MASK in obs else None
 
 
+def normalizer_of(settings: PolicyConfig, spec: EnvSpec, precision: Precision) -> ObsNormalizer:
+    """What makes a network's inputs of an environment's observations."""
+    arithmetic = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    return ObsNormalizer(visible(spec.obs), running=settings.normalize_obs, bytes_to=arithmetic)
+
+
 def forbid(scores: Tensor, mask: Tensor | None) -> Tensor:
     """Scores `[N, n]` (logits, Q-values) with the lowest number where `mask` (bool `[N, n]`) forbids an action.
 
@@ -223,7 +229,7 @@ class ActorCritic(nn.Module):
 
     def __init__(self, config: PolicyConfig, spec: EnvSpec, precision: Precision) -> None:
         super().__init__()
-        self.normalizer = ObsNormalizer(visible(spec.obs), running=config.normalize_obs)
+        self.normalizer = normalizer_of(config, spec, precision)
         self.body = Body(config, spec.obs, precision)
         self.value_body = Body(config, spec.obs, precision, prefix="value_") if config.separate_value else None
         features = self.body.features

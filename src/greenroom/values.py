@@ -25,8 +25,7 @@ from greenroom.maths.values import (
     quantile_midpoints,
 )
 from greenroom.networks import Initialisation, initialise
-from greenroom.normalize import ObsNormalizer
-from greenroom.policy import Body, PolicyConfig, Precision, allowed, forbid, one_step, visible
+from greenroom.policy import Body, PolicyConfig, Precision, allowed, forbid, normalizer_of, one_step
 from greenroom.spec import Discrete, EnvSpec
 from greenroom.types import Decision, Obs, State
 
@@ -264,7 +263,7 @@ class QPolicy(nn.Module):
                 f"{spec.name} does not have discrete actions, and values of actions are learned for a finite number of "
                 f"them; use --algo ppo or a2c, or with continuous actions sac"
             )
-        self.normalizer = ObsNormalizer(visible(spec.obs), running=config.normalize_obs)
+        self.normalizer = normalizer_of(config, spec, precision)
         self.body = Body(config, spec.obs, precision)
         self.returns = head.returns()
         self.head = ValueHead(
