@@ -226,3 +226,16 @@ def test_pictures_with_the_colours_last_are_turned(network: Nips | Nature | Impa
     picture = torch.rand(2, 3, 84, 80)
     assert size == same_size
     torch.testing.assert_close(last(picture.permute(0, 2, 3, 1)), first(picture))
+
+
+def test_tanh_is_tanh_with_and_without_gradient() -> None:
+    *_, layer = Mlp(hidden=(1,), activation="tanh").build(ArraySpec(shape=(1,)))[0].children()
+    x = torch.linspace(-30.0, 30.0, 60_001, requires_grad=True)
+    exact = x.detach().double().tanh()
+    y = layer(x)
+    assert y.detach().double() == pytest.approx(exact, abs=3e-7)
+    with torch.no_grad():
+        assert torch.equal(layer(x), y)  # what is learned from is what was acted with
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert slope.double() == pytest.approx(1.0 - exact.square(), abs=6e-7)
+    assert layer(torch.ones(1, dtype=torch.bfloat16)) == torch.ones(1, dtype=torch.bfloat16).tanh()

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,34 @@ from greenroom.spec import ArraySpec, ObsSpec
 from greenroom.types import Obs
 
 
+class _TanhOfSigmoid(torch.autograd.Function):
+    """tanh(x) as 1 − 2·σ(−2x), the same to some 1e-7, in place; differentiated as tanh."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = _by_sigmoid(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.tanh_backward(grad, y)  # type: ignore[no-any-return]  # operators have no annotations
+
+
+def _by_sigmoid(x: Tensor) -> Tensor:
+    return torch.mul(x, -2.0).sigmoid_().mul_(-2.0).add_(1.0)
+
+
 class _Tanh(nn.Module):
-    """tanh(x) as 1 − 2·σ(−2x) on a CPU, where torch's own takes three times as long; the same to some 1e-7."""
+    """tanh. On a CPU torch's own takes several times as long as a sigmoid: half of a small network's time."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or x.dtype != torch.float32:
             return x.tanh()
-        return torch.rsub(torch.sigmoid(-2.0 * x), 1.0, alpha=2.0)
+        if not torch.is_grad_enabled():
+            return _by_sigmoid(x)
+        return _TanhOfSigmoid.apply(x)  # type: ignore[no-any-return, no-untyped-call]  # no annotations of its own
 
 
 Activation = Literal["tanh", "relu", "silu"]
