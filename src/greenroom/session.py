@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +12,14 @@ from typing import Any
 from greenroom import baselines, checkpoint, plots
 from greenroom.config import OPTIMIZERS, RunConfig, dump, kind_of, load_file, to_dict
 from greenroom.display import Display, interrupts
-from greenroom.envs.base import Environment
 from greenroom.errors import EnvironmentFault, UserError
-from greenroom.evaluation import Evaluation, evaluate
-from greenroom.examination import evaluation_environment
+from greenroom.evaluation import Evaluation
+from greenroom.examination import Examiner
 from greenroom.folder import RunFolder, write_json, write_text
 from greenroom.log import Kind, Record, Sink, make_sinks, require
 from greenroom.machine import keep_freed_memory
-from greenroom.policy import Policy
-from greenroom.seeding import derive
 from greenroom.training import Run, train
-from greenroom.types import Progress
+from greenroom.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +125,8 @@ class _Session:
 
     def __init__(self, run: Run, folder: RunFolder, display: Display, *, resumed_at: int | None) -> None:
         self.run, self.config, self.folder, self.display = run, run.config, folder, display
-        self._window = _Window(self.config)
-        self._examiner = _Examiner(self.config)
+        self._window = Window(self.config)
+        self._examiner = Examiner(self.config)
         self._best = -math.inf if resumed_at is None else checkpoint.best_score(folder.checkpoints, until=resumed_at)
         self._resumed_at = resumed_at
         self._saved: Path | None = None
@@ -238,100 +234,3 @@ class _Session:
 def _passed(interval: int, before: int, now: int) -> bool:
     """Whether a multiple of `interval` lies in (before, now]; never for an interval of 0."""
     return interval > 0 and now // interval > before // interval
-
-
-class _Window:
-    """What happened since the last line of metrics, and the newest finished episodes."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self._least = config.log_seconds
-        newest = max(100, config.num_envs)
-        self._returns: deque[float] = deque(maxlen=newest)
-        self._lengths: deque[int] = deque(maxlen=newest)
-        self._signals: dict[str, deque[float]] = {}
-        self._newest = newest
-        self._episodes = 0
-        self._latest: Progress | None = None
-        self._start = (0, 0.0)
-        self._split: dict[str, float] = {}
-
-    def add(self, progress: Progress) -> None:
-        """Take in one update."""
-        if self._latest is None:
-            # The first update of a sitting also pays for warming up; its rate is measured from the next line on.
-            self._start = (progress.env_steps, progress.seconds)
-            self._split = dict.fromkeys(progress.time_split, 0.0)
-        self._latest = progress
-        ended = progress.episodes
-        self._returns.extend(ended.returns.tolist())
-        self._lengths.extend(ended.lengths.tolist())
-        for name, total in ended.signals.items():
-            self._signals.setdefault(name, deque(maxlen=self._newest)).extend(total.tolist())
-        self._episodes += len(ended.index)
-
-    @property
-    def due(self) -> bool:
-        """Whether enough time has passed for another line."""
-        return self._latest is not None and self._latest.seconds - self._start[1] >= self._least
-
-    def record(self) -> dict[str, object]:
-        """The line, and a new window."""
-        latest = self._latest
-        assert latest is not None
-        steps, seconds = latest.env_steps - self._start[0], latest.seconds - self._start[1]
-        split = {f"time/{name}": total - self._split[name] for name, total in latest.time_split.items()}
-        self._start, self._split = (latest.env_steps, latest.seconds), dict(latest.time_split)
-        losses = {name: float(value) for name, value in latest.metrics.items()}
-        return {
-            "env_steps": latest.env_steps,
-            "updates": latest.updates,
-            "seconds": latest.seconds,
-            "steps_per_second": steps / seconds if seconds > 0 else None,
-            "lag": latest.lag,
-            "episodes": self._episodes,
-            "return_mean": _mean(self._returns),
-            "length_mean": _mean(self._lengths),
-            **{f"signal/{name}": _mean(values) for name, values in self._signals.items()},
-            **split,
-            **{f"loss/{name}": value for name, value in losses.items()},
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        """The newest episodes and their count."""
-        return {
-            "returns": list(self._returns),
-            "lengths": list(self._lengths),
-            "signals": {name: list(values) for name, values in self._signals.items()},
-            "episodes": self._episodes,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
-        self._returns.extend(state["returns"])
-        self._lengths.extend(state["lengths"])
-        self._signals = {name: deque(values, maxlen=self._newest) for name, values in state["signals"].items()}
-        self._episodes = state["episodes"]
-
-
-def _mean(values: deque[Any]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-class _Examiner:
-    """Evaluates with environments and a seed of its own; its environments are built at the first evaluation."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self._config = config
-        self._environment: Environment | None = None
-
-    def examine(self, policy: Policy) -> Evaluation:
-        """Greedy evaluation: the same episodes every time."""
-        if self._environment is None:
-            self._environment = evaluation_environment(self._config, self._config.eval_episodes)
-        seed = derive(self._config.seed, "evaluation")
-        return evaluate(policy, self._environment, episodes=self._config.eval_episodes, seed=seed)
-
-    def close(self) -> None:
-        """Close its environments."""
-        if self._environment is not None:
-            self._environment.close()
