@@ -290,7 +290,7 @@ class Replay:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`, in a replay that is still empty; without its `memory` it stays so.
+        """Continue from `state`, and forget what is here; without its `memory` the replay is empty then.
 
         Raises:
             UserError: it is of another size, or one of the two is prioritised and the other is not.
@@ -306,6 +306,9 @@ class Replay:
         self._draws.set_state(state["draws"])
         memory = state["memory"]
         if not memory:
+            self._states = {}
+            if self._priorities is not None:
+                self._priorities.clear()
             return
         self._first = memory["first"]
         for name, array in self._arrays.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -12,13 +13,18 @@ from greenroom.algorithms.ppo import PPOConfig
 from greenroom.algorithms.q_learning import NStepQConfig, NStepSarsaConfig, PQNConfig
 from greenroom.algorithms.sac import SACConfig
 from greenroom.algorithms.td3 import TD3Config
+from greenroom.errors import UserError
+from greenroom.optim import Updater
 from greenroom.policy import Policy, PolicyConfig, Precision
 from greenroom.spec import EnvSpec
 from greenroom.types import Rollout
 
 
 class Algorithm(Protocol):
-    """Owns parameters, optimisers and whatever else learning needs."""
+    """Owns parameters, optimisers and whatever else learning needs.
+
+    One that also has `updaters`, all its `Updater`s, lets its learning rate be changed while a run goes on.
+    """
 
     @property
     def policy(self) -> Policy:
@@ -36,6 +42,21 @@ class Algorithm(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
         ...
+
+
+def updaters_of(algorithm: Algorithm) -> Sequence[Updater]:
+    """Those that move the algorithm's parameters, at least one; the first has the learning rate that is reported.
+
+    Raises:
+        UserError: it is an algorithm of a user's own that does not tell them.
+    """
+    found: Sequence[Updater] = getattr(algorithm, "updaters", ())
+    if not found:
+        raise UserError(
+            f"the learning rate of {type(algorithm).__qualname__} cannot be changed while it runs: it has no attribute "
+            "`updaters` with its Updaters; see docs/extend.md"
+        )
+    return found
 
 
 class AlgorithmConfig(Protocol):
