@@ -27,9 +27,10 @@ from greenroom.errors import EnvironmentFault, UserError
 from greenroom.evaluation import evaluate
 from greenroom.networks import Mlp, Nips
 from greenroom.optim import Adam, RMSprop, Schedule
+from greenroom.outcome import Outcome
 from greenroom.policy import PolicyConfig
 from greenroom.replay import ReplayConfig
-from greenroom.session import Outcome, launch, resume
+from greenroom.session import launch, resume
 from greenroom.training import Run, train
 from greenroom.types import Progress
 
@@ -105,7 +106,7 @@ def final_state(outcome: Outcome) -> Any:
     path = checkpoint.latest(outcome.folder.checkpoints)
     assert path is not None
     state = checkpoint.load(path)
-    assert state["run"].pop("seconds") > 0
+    assert state["run"].pop("seconds") > 0 and state["session"].pop("spent") > 0
     return state
 
 
@@ -142,7 +143,8 @@ def test_the_run_folder_is_complete(tmp_path: Path) -> None:
     outcome = launch(config, run_dir=tmp_path / "run", quiet=True)
     folder = outcome.folder
     assert outcome.finished and outcome.evaluation is not None
-    contents = "checkpoints config.yaml curve.png environment.json evaluations.jsonl metrics.jsonl tensorboard"
+    logs = "evaluations.jsonl metrics.jsonl tensorboard"
+    contents = f"checkpoints config.yaml curve.png environment.json {logs} train.lock"
     assert sorted(path.name for path in folder.path.iterdir()) == contents.split()
     assert load(folder.config.read_text(), "config.yaml") == config
     assert load(dump(config), "dump") == config

@@ -23,14 +23,16 @@ class Window:
         self._latest: Progress | None = None
         self._start = (0, 0.0)
         self._split: dict[str, float] = {}
+        self.unlogged = False
+        """Whether an update came after the last line."""
 
     def add(self, progress: Progress) -> None:
         """Take in one update."""
         if self._latest is None:
             # The first update of a sitting also pays for warming up; its rate is measured from the next line on.
             self._start = (progress.env_steps, progress.seconds)
-            self._split = dict.fromkeys(progress.time_split, 0.0)
-        self._latest = progress
+            self._split = dict.fromkeys(progress.time_split, 0.0) | self._split
+        self._latest, self.unlogged = progress, True
         ended = progress.episodes
         self._returns.extend(ended.returns.tolist())
         self._lengths.extend(ended.lengths.tolist())
@@ -47,6 +49,7 @@ class Window:
         """The line, and a new window."""
         latest = self._latest
         assert latest is not None
+        self.unlogged = False
         steps, seconds = latest.env_steps - self._start[0], latest.seconds - self._start[1]
         split = {f"time/{name}": total - self._split[name] for name, total in latest.time_split.items()}
         self._start, self._split = (latest.env_steps, latest.seconds), dict(latest.time_split)
@@ -75,9 +78,10 @@ class Window:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
-        self._returns.extend(state["returns"])
-        self._lengths.extend(state["lengths"])
+        """Continue from `state`, and forget what came after it."""
+        self._latest, self.unlogged = None, False
+        self._returns = deque(state["returns"], maxlen=self._newest)
+        self._lengths = deque(state["lengths"], maxlen=self._newest)
         self._signals = {name: deque(values, maxlen=self._newest) for name, values in state["signals"].items()}
         self._episodes = state["episodes"]
 

@@ -59,6 +59,30 @@ def updaters_of(algorithm: Algorithm) -> Sequence[Updater]:
     return found
 
 
+def change_learning_rate(algorithm: Algorithm, *, to: float | None = None, by: float | None = None) -> float:
+    """Change the learning rate that is in force; schedules go on from it, and all updaters keep their proportions.
+
+    Args:
+        algorithm: whose.
+        to: the new rate, greater than 0.
+        by: without `to`, what the rate is multiplied by, greater than 0.
+
+    Returns:
+        The new rate, of the first updater.
+
+    Raises:
+        UserError: the algorithm does not let it be changed, or the schedule has come to zero.
+    """
+    updaters = updaters_of(algorithm)
+    now = updaters[0].learning_rate
+    if now == 0.0:
+        raise UserError("the schedule of the learning rate has come to zero; no factor makes it anything else")
+    factor = to / now if to is not None else 1.0 if by is None else by
+    for updater in updaters:
+        updater.scale *= factor
+    return updaters[0].learning_rate
+
+
 class AlgorithmConfig(Protocol):
     """What every algorithm's config offers: a frozen dataclass that builds both halves."""
 
