@@ -42,12 +42,6 @@ class Priorities:
         self._tree[torch.where(here, row, self._spare)] = priority.masked_fill(~here, 0.0)
         self._largest = self._largest.maximum(priority.amax())
 
-    def clear(self) -> None:
-        """No row may be drawn, and nothing was ever important."""
-        for level in self._tree.levels:
-            level.zero_()
-        self._largest = torch.ones_like(self._largest)
-
     def draw(self, count: int, draws: torch.Generator) -> Tensor:
         """Rows int64 `[count]`, in proportion to their priorities: one from each of `count` equal shares of the sum."""
         return self._tree.find(strata(count, draws) * self._tree.total)
