@@ -35,10 +35,12 @@ def split(words: str) -> list[str]:
     return words.split()
 
 
-ENDLESS = split(
-    "train probe-observation --num-envs 8 --rollout-length 4 --minibatches 2 --epochs 1 --hidden 8 --threads 1 --sinks "
-    "--total-steps 1000000000 --save-every 3200 --eval-every 8000 --eval-episodes 4 --log-seconds 0.05"
+SETTINGS = split(
+    "--num-envs 8 --rollout-length 4 --minibatches 2 --epochs 1 --hidden 8 --threads 1 --sinks "
+    "--total-steps 1000000000 --save-every 320 --eval-every 800 --eval-episodes 4 --log-seconds 0.05"
 )
+ENDLESS = ["train", "probe-observation", *SETTINGS]
+WORKERS = ["train", "CartPole-v1", "--stage", "workers", "--num-workers", "2", *SETTINGS]
 PATIENCE = 60.0
 
 
@@ -53,20 +55,21 @@ def until(holds: Callable[[], Any], process: subprocess.Popen[str] | None = None
 
 
 def spawn(*words: str) -> subprocess.Popen[str]:
-    """`greenroom …` in a process of its own."""
+    """`greenroom …` in a process, and a group, of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "greenroom", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        start_new_session=True,
     )
 
 
 @contextmanager
-def training(run: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+def training(run: Path, words: list[str] = ENDLESS) -> Iterator[subprocess.Popen[str]]:
     """A training that has saved its first checkpoint, and never ends by itself."""
-    process = spawn(*ENDLESS, "--run-dir", str(run), *words)
+    process = spawn(*words, "--run-dir", str(run))
     try:
         until(lambda: checkpoint.latest(run / "checkpoints"), process)
         yield process
@@ -155,7 +158,8 @@ def test_one_process_trains_in_a_folder_and_a_killed_one_blocks_nobody(
         assert trainer_of(run) == process.pid
         process.kill()
         process.communicate()
-    assert trainer_of(run) is None and seen(run)["state"] == "stopped"
+    assert trainer_of(run) is None and main(["status", str(run)]) == 0
+    assert "stopped" in capsys.readouterr().out.split()
     assert (run / SOCKET).exists(), "killed, it could not tidy up"
     steps = checkpoint.env_steps_of(checkpoint.latest(run / "checkpoints") or run)
     resumed = spawn("resume", str(run), "--quiet")
@@ -168,18 +172,20 @@ def test_one_process_trains_in_a_folder_and_a_killed_one_blocks_nobody(
         resumed.communicate()
 
 
-def test_a_notice_is_saved_and_told_by_its_code_even_during_a_pause(tmp_path: Path) -> None:
+def test_a_notice_to_the_whole_group_is_heeded_even_during_a_pause(tmp_path: Path) -> None:
+    """As clusters give it: to the workers too, which must not die of it before the state is saved."""
     run = tmp_path / "run"
-    with training(run) as process:
+    with training(run, WORKERS) as process:
         ask(run, Request(verb="pause"))
         steps = seen(run)["env_steps"]
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGUSR1)
+        os.killpg(process.pid, signal.SIGTERM)
         out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == ExitCode.PREEMPTED, err
-    assert "stopped early: SIGTERM" in out
+    assert "stopped early: SIGUSR1" in out
     newest = checkpoint.latest(run / "checkpoints")
     assert newest is not None and checkpoint.env_steps_of(newest) == steps
-    assert interventions(run)[-1]["reason"] == "SIGTERM"
+    assert interventions(run)[-1]["reason"] == "SIGUSR1"
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,14 @@ import resource
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from greenroom import checkpoint, examination, recovery, session
+from greenroom.budget import Budget
 from greenroom.cli import main
 from greenroom.control import Request
 from greenroom.errors import ExitCode, UserError
@@ -349,3 +351,41 @@ def test_a_trouble_that_lasts_is_told_rarely_and_its_end_once() -> None:
     complaint.relieve("fine")
     complaint.relieve("fine")
     assert said[3:] == ["fine"] and not complaint.waited(0.0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "culprit"),
+    [
+        ({"deadline": -1.0}, "deadline must be a finite number of at least 0"),
+        ({"deadline": float("nan")}, "deadline must be a finite number of at least 0"),
+        ({"cost_budget": 5.0}, "a cost_budget of 5 needs to know the cost_per_hour"),
+    ],
+)
+def test_a_budget_without_sense_is_refused(limits: dict[str, float], culprit: str) -> None:
+    with pytest.raises(UserError, match=culprit):
+        Budget(**limits)
+
+
+def test_what_is_spent_is_not_rewound(tmp_path: Path, during: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("greenroom.budget.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def work() -> None:
+        clock[0] += 10.0
+
+    status = Request(verb="status")
+    plan: Plan = {n: [work] for n in range(1, 6)}
+    answers = during(plan | {6: [Request(verb="rollback", to=128), status, Request(verb="stop")]})
+    folder = launch(small(), run_dir=tmp_path / "run", quiet=True).folder
+    assert (answers[1]["spent"], answers[1]["env_steps"]) == (50.0, 128)
+    assert look(folder.path)["spent"] == 50.0
+    answers = during({5: [work, status, Request(verb="stop")]})
+    resume(folder.path, quiet=True)
+    assert answers[0]["spent"] == look(folder.path)["spent"] == 60.0
+    during({6: [work]})
+    with pytest.raises(UserError, match="its deadline of 60 seconds is over; give a later --deadline"):
+        resume(folder.path, deadline=60.0, quiet=True)
+    outcome = resume(folder.path, deadline=65.0, quiet=True)
+    assert outcome.code == ExitCode.BUDGET and final_state(outcome)["run"]["updates"] == 6
+    folder.spent.write_text("nonsense")
+    assert look(folder.path)["spent"] == 0.0

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import time
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from greenroom.errors import UserError
+from greenroom.folder import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,3 +41,28 @@ class Budget:
         if self.cost_budget and self.cost(spent) >= self.cost_budget:
             return f"its cost budget of {self.cost_budget:g} is used up; give a larger --cost-budget to train on"
         return None
+
+
+class Spending:
+    """Wall-clock seconds of a run, earlier sittings included. In a file of its own: no rollback takes them back."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._before, self._since = path, spent_before(path), time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return self._before + time.monotonic() - self._since
+
+    def note(self) -> None:
+        """Write them down, if the disk lets us; a sitting that is killed loses what came since the last time."""
+        with suppress(OSError):
+            write_json(self._path, {"seconds": self.seconds})
+
+
+def spent_before(path: Path) -> float:
+    """What was written down in the file `path`; 0 if nothing was."""
+    try:
+        return float(json.loads(path.read_bytes())["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0

@@ -122,6 +122,11 @@ class RunFolder:
         return self.path / "interventions.jsonl"
 
     @property
+    def spent(self) -> Path:
+        """How much wall-clock time the run has taken."""
+        return self.path / "spent.json"
+
+    @property
     def lock(self) -> Path:
         """The file that the process locks that trains here, with its id inside."""
         return self.path / "train.lock"

@@ -10,7 +10,6 @@ import dataclasses
 import math
 import os
 import signal
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from greenroom import baselines, checkpoint, plots
 from greenroom.algorithms import change_learning_rate
+from greenroom.budget import Spending, spent_before
 from greenroom.config import RunConfig, dump, load_file, to_dict
 from greenroom.control import Control, Pending, Request, control, name_of
 from greenroom.display import Display, Interrupts, interrupts
@@ -101,7 +101,7 @@ def _continue(folder: RunFolder, config: RunConfig, display: Display) -> Outcome
             f"{folder.path} has taken all its {config.total_steps} steps; give a larger --total-steps to train on, "
             f"or see how good it is with: greenroom evaluate {folder.path}"
         )
-    if exceeded := config.budget.exceeded(state["session"].get("spent", 0.0)):
+    if exceeded := config.budget.exceeded(spent_before(folder.spent)):
         raise UserError(f"{folder.path}: {exceeded}")
     run = Run(config, say=display.say)
     try:
@@ -136,21 +136,15 @@ class _Session:
         self._best = -math.inf if resumed_at is None else checkpoint.best_score(folder.checkpoints, until=resumed_at)
         self._saved: Path | None = None
         self._saving = Complaint(display.say)
-        self._spent, self._since = 0.0, time.monotonic()
-
-    @property
-    def spent(self) -> float:
-        """Wall-clock seconds of the run so far, earlier sittings included; nothing takes them back."""
-        return self._spent + time.monotonic() - self._since
+        self._spending = Spending(folder.spent)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the log lines depend on, whether another sitting may go on from here, and what was spent."""
-        return {"window": self._window.state_dict(), "kinds": kinds(self.config), "spent": self.spent}
+        """What the log lines depend on, and whether another sitting may go on from here."""
+        return {"window": self._window.state_dict(), "kinds": kinds(self.config)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue the log, and the count of what is spent."""
+        """Continue the log."""
         self._window.load_state_dict(state["window"])
-        self._spent = state.get("spent", 0.0)  # checkpoints of version 0.1.0 have none
 
     def conduct(self) -> Outcome:
         """Train until the steps are taken or something ends it first, then report."""
@@ -185,6 +179,7 @@ class _Session:
             self._check_finite()  # a diverged policy's actions may well be the reason
             raise
         finally:
+            self._spending.note()
             self._journal.close()
             self._examiner.close()
         return Outcome(
@@ -209,7 +204,7 @@ class _Session:
             if signals.signal is not None:
                 code = ExitCode.STOPPED if signals.signal is signal.SIGINT else ExitCode.PREEMPTED
                 self._end(Ending(code=code, reason=signals.signal.name))
-            elif exceeded := self.config.budget.exceeded(self.spent):
+            elif exceeded := self.config.budget.exceeded(self._spending.seconds):
                 self._end(Ending(code=ExitCode.BUDGET, reason=exceeded))
             elif (asked := line.take(_PAUSE_GLANCE if self.paused else 0.0)) is not None:
                 self._answer(asked)
@@ -307,7 +302,7 @@ class _Session:
         except OSError as problem:
             raise DiskError(f"cannot roll back the log in {self.folder.path}: {problem.strerror or problem}") from None
         restore(self.run, state, path, self.display.say)
-        self._window.load_state_dict(state["session"]["window"])
+        self.load_state_dict(state["session"])
         self._best = checkpoint.best_score(self.folder.checkpoints, until=self.run.env_steps)
         self._saved = path
         return path
@@ -320,7 +315,7 @@ class _Session:
             "env_steps": self.run.env_steps,
             "updates": self.run.updates,
             "seconds": self.run.seconds,
-            "spent": self.spent,
+            "spent": self._spending.seconds,
             "learning_rate": updaters[0].learning_rate if updaters else None,
             "unsaved": self._saving.trouble,
             "waiting_lines": self._journal.waiting,
@@ -365,6 +360,7 @@ class _Session:
             except DiskError as problem:
                 self._saving.complain(str(problem))
                 return None
+            self._spending.note()
             self._saving.relieve(f"checkpoints can be saved again: {self._saved}")
         return self._saved
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from greenroom import checkpoint
+from greenroom.budget import spent_before
 from greenroom.config import load_file
 from greenroom.control import NoAnswer, NotLive, Request, ask
 from greenroom.folder import RunFolder, trainer_of
@@ -27,10 +29,10 @@ def look(run_dir: str | Path, *, timeout: float = _PATIENCE) -> dict[str, Any]:
     Returns:
         `state`: `running`, `paused`, `busy` (alive, but in the middle of something long), `finished` or `stopped`;
         `process`: its id, if alive; `env_steps`, `total_steps`, `updates`, `seconds` of training; the newest
-        `return_mean` and `steps_per_second`; `evaluation`: mean and 95 % interval of the newest one; the names of the
-        newest `checkpoint` and the `best`; how many `interventions` and `rollbacks` there were. Of a run that answers
-        also `spent` (wall-clock seconds), `cost`, `learning_rate`, and what the disk refuses: `unsaved`,
-        `waiting_lines`. What is not known is None.
+        `return_mean` and `steps_per_second`; `evaluation`: mean and 95 % interval of the newest one; `spent`:
+        wall-clock seconds; the names of the newest `checkpoint` and the `best`; how many `interventions` and
+        `rollbacks` there were; `cost`, if an hour has a price. Of a run that answers also `learning_rate`, and what the
+        disk refuses: `unsaved`, `waiting_lines`. What is not known is None.
 
     Raises:
         UserError: not a run.
@@ -50,17 +52,17 @@ def look(run_dir: str | Path, *, timeout: float = _PATIENCE) -> dict[str, Any]:
         "total_steps": config.total_steps,
         **{name: metrics.get(name) for name in ("updates", "seconds", "return_mean", "steps_per_second")},
         "evaluation": {name: evaluation[name] for name in ("env_steps", "mean", "ci95")} if evaluation else None,
+        "spent": spent_before(folder.spent),
         "checkpoint": newest.name if newest else None,
         "best": best.name if best else None,
         "interventions": len(interventions),
         "rollbacks": sum(one["verb"] == "rollback" and "refused" not in one["outcome"] for one in interventions),
     }
     if process is not None:
-        try:
+        with suppress(NoAnswer, NotLive):  # in the middle of an update, or of starting or ending: the files have to do
             told |= ask(folder.path, Request(verb="status"), timeout=timeout)
-            told["cost"] = config.budget.cost(told["spent"])
-        except (NoAnswer, NotLive):  # in the middle of an update, or of starting or ending: the files have to do
-            pass
+    if config.budget.cost_per_hour:
+        told["cost"] = config.budget.cost(told["spent"])
     return told
 
 
