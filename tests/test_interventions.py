@@ -181,6 +181,28 @@ def test_a_changed_learning_rate_is_part_of_the_run(tmp_path: Path, during: Any)
     assert_same_run(resume(stopped.folder.path, quiet=True), whole)
 
 
+def test_a_change_right_after_a_save_is_saved_too(tmp_path: Path, during: Any) -> None:
+    during({4: [Request(verb="set", factor=0.5)]})
+    whole = launch(small(), run_dir=tmp_path / "whole", quiet=True)
+    during({4: [Request(verb="set", factor=0.5), Request(verb="stop")]})
+    stopped = launch(small(), run_dir=tmp_path / "stopped", quiet=True)
+    assert_same_run(resume(stopped.folder.path, quiet=True), whole)
+
+
+def test_a_rollback_with_a_named_change_and_a_full_disk(tmp_path: Path, during: Any, disk: dict[str, bool]) -> None:
+    """The log cannot grow at that moment; what is then written is what belongs after the rollback."""
+    config = small(sinks=("tensorboard",))
+    slower, back = Request(verb="set", factor=0.5), Request(verb="rollback", to=128)
+    during({4: [slower]})
+    whole = launch(config, run_dir=tmp_path / "whole", quiet=True)
+    answers = during({6: [turn(disk, "logs", True)], 7: [back, slower], 8: [turn(disk, "logs", False)]})
+    monitored = launch(config, run_dir=tmp_path / "run", quiet=True)
+    assert answers[0] == {"checkpoint": "step_000000000128"}
+    assert_same_run(monitored, whole)
+    events = EventAccumulator(str(monitored.folder.tensorboard)).Reload()
+    assert [event.step for event in events.Scalars("loss/policy_loss")] == list(range(32, 321, 32))
+
+
 def test_a_learning_rate_can_be_named(tmp_path: Path, during: Any) -> None:
     answers = during({5: [Request(verb="set", learning_rate=0.001)]})
     outcome = launch(small(), run_dir=tmp_path / "run", quiet=True)

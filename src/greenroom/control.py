@@ -113,6 +113,8 @@ def _typed(name: str, value: object) -> object:
     optional = value is None and str not in wanted
     if not optional and (isinstance(value, bool) or not isinstance(value, wanted)):
         raise UserError(f"{name} must be {' or '.join(kind.__name__ for kind in wanted)}, not {value!r}")
+    if isinstance(value, str) and not value.isprintable():
+        raise UserError(f"{name} must be one line of text, not {value!r}")
     if float not in wanted or value is None:
         return value
     try:

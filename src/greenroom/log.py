@@ -45,10 +45,21 @@ class Sink(Protocol):
 
 
 class Appended:
-    """A file that grows by whole blocks: what the disk does not take at once is not there at all."""
+    """A file that grows by whole blocks: what the disk does not take at once is not there at all.
+
+    It is made at once if the disk lets us, else with the first block.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._handle: int | None = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        self._path = path
+        self._handle: int | None = None
+        with suppress(OSError):
+            self._open()
+
+    def _open(self) -> int:
+        if self._handle is None:
+            self._handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        return self._handle
 
     def append(self, block: bytes) -> None:
         """Add `block` at the end.
@@ -56,14 +67,14 @@ class Appended:
         Raises:
             OSError: the disk is full or refuses; the file is as it was.
         """
-        assert self._handle is not None
-        size, rest = os.fstat(self._handle).st_size, block
+        handle, rest = self._open(), block
+        size = os.fstat(handle).st_size
         try:
             while rest:
-                rest = rest[os.write(self._handle, rest) :]
+                rest = rest[os.write(handle, rest) :]
         except OSError:
             with suppress(OSError):
-                os.ftruncate(self._handle, size)
+                os.ftruncate(handle, size)
             raise
 
     def append_line(self, content: Mapping[str, object]) -> None:
@@ -110,25 +121,22 @@ class TensorBoardSink:
         folder.tensorboard.mkdir(exist_ok=True)
         # TensorBoard reads the files in the order of their names.
         self._file = Appended(folder.tensorboard / f"events.out.tfevents.{time.time():017.6f}.{os.getpid()}")
-        events = [Event(wall_time=time.time(), file_version="brain.Event:2")]
+        self._unwritten = [Event(wall_time=time.time(), file_version="brain.Event:2")]  # goes with the first record
         if resumed_at is not None:
             start = SessionLog(status=SessionLog.START)
-            events.append(Event(wall_time=time.time(), step=resumed_at + 1, session_log=start))
-        self._append(events)
+            self._unwritten.append(Event(wall_time=time.time(), step=resumed_at + 1, session_log=start))
 
     def write(self, kind: Kind, record: Record) -> None:
         """Numbers become scalars (`ci95/0`, `ci95/1` for a list's), strings become text."""
         shown = [summary.scalar(name, number) for name, number in _numbers(kind, record).items()]
         shown += [summary.text(_grouped(kind, name), value) for name, value in record.items() if isinstance(value, str)]
         step, now = _env_steps(record), time.time()
-        self._append([Event(wall_time=now, step=step, summary=one) for one in shown])
-
-    def _append(self, events: Sequence[Event]) -> None:
         block = io.BytesIO()
         writer = RecordWriter(block)
-        for event in events:
+        for event in (*self._unwritten, *(Event(wall_time=now, step=step, summary=one) for one in shown)):
             writer.write(event.SerializeToString())
         self._file.append(block.getvalue())
+        self._unwritten = []
 
     def close(self) -> None:
         """Close the event file."""

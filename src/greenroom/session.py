@@ -283,6 +283,7 @@ class _Session:
                 return {"checkpoint": path.name}
             case "set":
                 rate = change_learning_rate(self.run.algorithm, to=request.learning_rate, by=request.factor)
+                self._saved = None  # a checkpoint of this very moment has the old one
                 self.display.say(f"learning rate set to {rate:g} {whose}")
                 return {"learning_rate": rate}
         return {}
