@@ -322,7 +322,7 @@ def _command(words: Sequence[str], log: Path, jobs: int, stopping: threading.Eve
             text=True,
         )
         errors.write(done.stdout)
-    # An interrupt from the keyboard reaches the command too, and greenroom ends well after saving: it is not finished.
+    # An interrupt from the keyboard reaches the command too: that it ends with another code is no failure of its own.
     if stopping.is_set():
         raise SystemExit(130)
     if done.returncode != 0:

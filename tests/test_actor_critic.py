@@ -21,7 +21,7 @@ from greenroom.errors import UserError
 from greenroom.maths.returns import vtrace, vtrace_advantage
 from greenroom.memory import Memory, MemoryKind
 from greenroom.networks import Mlp
-from greenroom.optim import Adam, RMSprop, Schedule
+from greenroom.optim import Adam, RMSprop, Schedule, Updater
 from greenroom.policy import ActorCritic, PolicyConfig, Precision, one_step
 from greenroom.presets import PRESETS
 from greenroom.spec import ArraySpec, Discrete, EnvSpec
@@ -72,11 +72,13 @@ class Broken(A2C):
 
     fault = ""
     before: dict[int, Tensor]
+    learned = 0
 
     def learn(self, rollout: Rollout) -> dict[str, Tensor]:
         if self.fault == "rollout":
             rollout.reward.mul_(2)
         metrics = super().learn(rollout)
+        self.learned += 1
         if self.fault == "metric":
             metrics["entropy"] = metrics["entropy"] * math.nan
         if self.fault == "vector":
@@ -92,7 +94,13 @@ class Broken(A2C):
         state = super().state_dict()
         if self.fault == "forgets":
             state["updater"]["slots"] = {}
-        return state
+        if self.fault == "scale":
+            del state["updater"]["scale"]
+        return state | {"learned": self.learned}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.learned = max(self.learned, state["learned"]) if self.fault == "sticks" else state["learned"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +118,8 @@ class BrokenConfig:
         algorithm.before = {id(param): param.detach().clone() for param in policy.parameters()}
         if self.fault == "policy":
             algorithm.policy = copy.deepcopy(policy)
+        if self.fault == "updaters":
+            algorithm.updaters = (Updater(Adam(), policy, num_envs=num_envs, total_steps=total_steps),)
         return algorithm
 
 
@@ -123,6 +133,9 @@ class BrokenConfig:
         ("random", "the same seed and the same rollout gave different parameters"),
         ("forgets", "after load_state_dict"),
         ("policy", "not the one it was built with"),
+        ("sticks", "left something of what was learned since: a run could not be rolled back"),
+        ("scale", "an updater's scale is not in state_dict"),
+        ("updaters", "scale is not in state_dict"),
     ],
 )
 def test_the_check_finds_faults(fault: str, message: str) -> None:

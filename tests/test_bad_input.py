@@ -12,11 +12,9 @@ from typing import Any
 
 import pytest
 
-from greenroom import checkpoint
 from greenroom.cli import main
 from greenroom.config import RunConfig
 from greenroom.errors import UserError
-from greenroom.folder import RunFolder
 from greenroom.session import launch
 
 
@@ -279,28 +277,6 @@ def test_a_config_in_a_run_folder_that_someone_spoiled(run: Path, capsys: Captur
     for command in ("resume", "evaluate"):
         message = rejected([command, str(run)], capsys)
         assert "unknown key 'sede'; did you mean 'seed'?" in message and str(run / "config.yaml") in message
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_disk_that_is_full(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    monkeypatch.setattr(RunFolder, "metrics", property(lambda self: Path("/dev/full")))
-    full = tmp_path / "full"
-    capsys.readouterr()
-    assert main(["train", "probe-observation", "--run-dir", str(full), *TINY]) == 2
-    err = capsys.readouterr().err
-    assert f"cannot write metrics into {full}: No space left on device" in err
-    assert f"greenroom resume {full}" in err and "Traceback" not in err
-
-
-def test_a_disk_that_refuses_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    def refuse(*args: Any) -> None:
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr(checkpoint, "sync", refuse)
-    words = ["train", "probe-observation", "--run-dir", str(tmp_path / "run"), *TINY]
-    assert main(words) == 2
-    err = capsys.readouterr().err
-    assert "cannot save checkpoint" in err and "Read-only file system" in err and "Traceback" not in err
 
 
 def test_any_other_refusal_of_the_disk_is_a_message(

@@ -219,6 +219,42 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path, name: str) -> None:
     checkpoint.load(path)
 
 
+@given(data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_past_any_flipped_bit_there_is_something_to_go_on_from(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    root = tmp_path_factory.getbasetemp() / "flipped"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(archive, "LARGE", 24)
+        if not root.exists():
+            small_checkpoint(root, 10)
+            small_checkpoint(root, 20)
+    file = checkpoint.every(root)[-1] / data.draw(st.sampled_from(FILES))
+    whole = file.read_bytes()
+    bit = data.draw(st.integers(0, 8 * len(whole) - 1))
+    damaged = bytearray(whole)
+    damaged[bit // 8] ^= 1 << (bit % 8)
+    said: list[str] = []
+    try:
+        file.write_bytes(damaged)
+        path, state = checkpoint.load_latest(root, said.append)
+    finally:
+        file.write_bytes(whole)
+    lost = file.name in TRANSIENT
+    assert checkpoint.env_steps_of(path) == (20 if lost else 10) and state["name"] == "x"
+    assert "is damaged" in said[0] and f"going back to {path}" in said[-1]
+
+
+def test_a_rollback_leaves_nothing_later(tmp_path: Path) -> None:
+    for steps in (10, 20, 30):
+        small_checkpoint(tmp_path, steps, is_best=steps == 30)
+    first, second, third = checkpoint.every(tmp_path)
+    checkpoint.retreat(tmp_path, second)
+    assert checkpoint.every(tmp_path) == [first, second] and not third.exists()
+    assert checkpoint.best(tmp_path) is None and checkpoint.latest(tmp_path) == second
+
+
 @pytest.mark.usefixtures("weight_is_large")
 @pytest.mark.parametrize("name", FILES)
 def test_every_truncation_is_noticed(tmp_path: Path, name: str) -> None:

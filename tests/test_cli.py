@@ -18,8 +18,9 @@ import yaml
 
 from greenroom.algorithms.actor_critic import A2CConfig
 from greenroom.algorithms.ppo import PPOConfig
-from greenroom.cli import _CHOICES, main
+from greenroom.cli import _CHOICES, _COMMANDS, main
 from greenroom.config import NETWORKS, OPTIMIZERS, SEAMS, RunConfig, load_file
+from greenroom.errors import EXIT_CODES, ExitCode
 from greenroom.presets import PRESETS, preset
 
 
@@ -107,7 +108,7 @@ def test_every_setting_is_an_option_with_help(capsys: pytest.CaptureFixture[str]
         assert len(shown[name].split("(default:")[0].split()) > 4, f"{name} has no help: {shown[name]}"
 
 
-@pytest.mark.parametrize("command", ["train", "resume", "evaluate", "compare", "list"])
+@pytest.mark.parametrize("command", _COMMANDS)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
@@ -119,7 +120,8 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 def test_the_usage_names_every_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 0
     out = capsys.readouterr().out
-    assert all(f" {command} " in out for command in ("train", "resume", "evaluate", "compare", "list"))
+    assert all(f" {command} " in out for command in _COMMANDS)
+    assert all(f" {code:d} " in out and meaning in " ".join(out.split()) for code, meaning in EXIT_CODES.items())
 
 
 @pytest.mark.parametrize(
@@ -339,7 +341,7 @@ def test_train_stop_resume_evaluate(tmp_path: Path) -> None:
     wait_for_lines(run / "metrics.jsonl", training)
     training.send_signal(signal.SIGINT)
     out, err = training.communicate(timeout=60)
-    assert training.returncode == 0, err
+    assert training.returncode == ExitCode.STOPPED, err
     assert f"continue with: greenroom resume {run}" in out
     assert "stopping after this update" in err and "Traceback" not in err
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["env_steps"]

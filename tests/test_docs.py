@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from greenroom.cli import main
+from greenroom.errors import EXIT_CODES
+from greenroom.live import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,3 +50,14 @@ def test_the_documented_loop_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert shorter != source
     exec(compile(shorter, "environments.md", "exec"), {})
     assert "2048 tensor(" in capsys.readouterr().out
+
+
+def test_the_documented_exit_codes_are_those_of_the_code() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    documented = dict(re.findall(r"^\| (\d+) \| (.*) \|$", page, re.MULTILINE))
+    assert documented == {str(int(code)): meaning for code, meaning in EXIT_CODES.items()}
+
+
+def test_every_command_for_a_live_run_is_documented() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    assert all(f"greenroom {name} RUN" in page for name in COMMANDS)

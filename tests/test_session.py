@@ -15,7 +15,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from greenroom import archive, checkpoint, session
+from greenroom import archive, checkpoint, examination, session
 from greenroom.algorithms import AlgorithmConfig
 from greenroom.algorithms.actor_critic import A2CConfig
 from greenroom.algorithms.dqn import DQNConfig
@@ -27,9 +27,10 @@ from greenroom.errors import EnvironmentFault, UserError
 from greenroom.evaluation import evaluate
 from greenroom.networks import Mlp, Nips
 from greenroom.optim import Adam, RMSprop, Schedule
+from greenroom.outcome import Outcome
 from greenroom.policy import PolicyConfig
 from greenroom.replay import ReplayConfig
-from greenroom.session import Outcome, launch, resume
+from greenroom.session import launch, resume
 from greenroom.training import Run, train
 from greenroom.types import Progress
 
@@ -142,7 +143,8 @@ def test_the_run_folder_is_complete(tmp_path: Path) -> None:
     outcome = launch(config, run_dir=tmp_path / "run", quiet=True)
     folder = outcome.folder
     assert outcome.finished and outcome.evaluation is not None
-    contents = "checkpoints config.yaml curve.png environment.json evaluations.jsonl metrics.jsonl tensorboard"
+    logs = "evaluations.jsonl metrics.jsonl spent.json tensorboard"
+    contents = f"checkpoints config.yaml curve.png environment.json {logs} train.lock"
     assert sorted(path.name for path in folder.path.iterdir()) == contents.split()
     assert load(folder.config.read_text(), "config.yaml") == config
     assert load(dump(config), "dump") == config
@@ -309,7 +311,7 @@ def test_the_best_checkpoint_is_the_one_that_was_evaluated_best(
     def scripted(*args: Any, **kwargs: Any) -> Any:
         return dataclasses.replace(evaluate(*args, **kwargs), mean=next(means))
 
-    monkeypatch.setattr(session, "evaluate", scripted)
+    monkeypatch.setattr(examination, "evaluate", scripted)
     outcome = launch(small(eval_every=96, keep=1), run_dir=tmp_path / "run", quiet=True)
     best, latest = (find(outcome.folder.checkpoints) for find in (checkpoint.best, checkpoint.latest))
     assert best is not None and checkpoint.env_steps_of(best) == 192
@@ -344,7 +346,9 @@ def count_saves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_each_moment_is_saved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though it is due, the last, and the best at the same time."""
     means = iter([1.0, 2.0, 3.0])
-    monkeypatch.setattr(session, "evaluate", lambda *a, **k: dataclasses.replace(evaluate(*a, **k), mean=next(means)))
+    monkeypatch.setattr(
+        examination, "evaluate", lambda *a, **k: dataclasses.replace(evaluate(*a, **k), mean=next(means))
+    )
     saves = count_saves(monkeypatch)
     launch(small(eval_every=128, save_every=64), run_dir=tmp_path / "run", quiet=True)
     assert saves == [64, 128, 192, 256, 320]
@@ -405,7 +409,7 @@ def test_a_final_evaluation_that_fails_loses_no_training(tmp_path: Path, monkeyp
     def endless(*args: Any, **kwargs: Any) -> Any:
         raise UserError("an episode does not end")
 
-    monkeypatch.setattr(session, "evaluate", endless)
+    monkeypatch.setattr(examination, "evaluate", endless)
     with pytest.raises(UserError, match="does not end"):
         launch(small(save_every=10_000), run_dir=tmp_path / "run", quiet=True)
     newest = checkpoint.latest(tmp_path / "run" / "checkpoints")

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from greenroom.archive import Archive
 from greenroom.encoding import Encoded, State, decode, encode
-from greenroom.errors import UserError, nearest
+from greenroom.errors import DiskError, UserError, nearest
 from greenroom.folder import sync, write_json
 
 _BEST = "best.json"
@@ -50,7 +50,7 @@ def save(root: Path, state: Mapping[str, object], *, env_steps: int, updates: in
         The checkpoint's folder.
 
     Raises:
-        UserError: the disk is full or refuses; the earlier checkpoints are untouched.
+        DiskError: the disk is full or refuses; the earlier checkpoints are untouched.
         TypeError: the state holds something else than `State` allows; the message says where.
     """
     if env_steps < 0 or keep < 1:
@@ -89,14 +89,26 @@ def mark_best(root: Path, path: Path, score: float, *, keep: int = 3) -> None:
         keep: as for `save`.
 
     Raises:
-        UserError: the disk is full or refuses.
+        DiskError: the disk is full or refuses.
     """
     with _told_of(f"cannot mark {path.name} as the best", root, 0):
         write_json(root / _BEST, {"checkpoint": path.name, "score": score})
-        _retire(root, _all(root)[-1], keep)
+        _retire(root, every(root)[-1], keep)
 
 
-def load(path: Path, *, part: tuple[str, ...] = ()) -> State:
+def retreat(root: Path, path: Path) -> None:
+    """The run goes back to the checkpoint `path`: delete all later ones, the latest first.
+
+    Raises:
+        DiskError: the disk refuses.
+    """
+    with _told_of(f"cannot go back to {path.name}", root, 0):
+        for later in reversed([other for other in every(root) if _order(other) > _order(path)]):
+            _discard(later)
+        sync(root)
+
+
+def load(path: Path, *, part: tuple[str, ...] = (), say: Callable[[str], None] = lambda line: None) -> State:
     """Read a checkpoint and verify every byte of what is returned. Transient parts that it no longer has are empty.
 
     Large tensors are the file's own pages: memory is used as they are touched, writing to one leaves the file alone,
@@ -105,17 +117,21 @@ def load(path: Path, *, part: tuple[str, ...] = ()) -> State:
     Args:
         path: the checkpoint's folder.
         part: keys that lead from the whole state to the part wanted; the large tensors of the rest are not read.
+        say: hears of transient parts that are empty.
 
     Raises:
         UserError: it is not a checkpoint, is damaged, has another format version, or has no such part.
     """
-    return _load(path, part, transient=True)[0]
+    state, lost = _load(path, part, transient=True)
+    if lost:
+        say(f"{path}{_begins_empty(lost)}")
+    return state
 
 
 def _load(path: Path, part: tuple[str, ...], *, transient: bool) -> tuple[State, list[str]]:
     """As `load`, or leaving transient parts empty; also the names of those that are."""
     if not _main(path).exists:
-        held = _all(path) or _all(path / "checkpoints")
+        held = every(path) or every(path / "checkpoints")
         hint = f"it holds checkpoints: give one, such as {held[-1]}" if held else "give a step_… folder of a run"
         raise UserError(f"{path} is not a checkpoint (no {_main(path).manifest}); {hint}")
     manifest, tensor = _main(path).read()
@@ -138,6 +154,10 @@ def _load(path: Path, part: tuple[str, ...], *, transient: bool) -> tuple[State,
     return state, lost
 
 
+def _begins_empty(lost: list[str]) -> str:
+    return f"; lost, so it begins empty: {', '.join(lost)}"
+
+
 def env_steps_of(path: Path) -> int:
     """The `env_steps` at which the checkpoint `path` was saved, from its name."""
     match = _NAME.fullmatch(path.name)
@@ -146,9 +166,16 @@ def env_steps_of(path: Path) -> int:
     return int(match[1])
 
 
+def every(root: Path) -> list[Path]:
+    """Every folder in `root` with a checkpoint's name, oldest first, sound or not."""
+    if not root.is_dir():
+        return []
+    return sorted((path for path in root.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()), key=_order)
+
+
 def latest(root: Path) -> Path | None:
     """The newest complete checkpoint in `root`, or None. Cheap: sizes are checked, the tensors' checksum is not."""
-    return next((path for path in reversed(_all(root)) if _main(path).is_complete), None)
+    return next((path for path in reversed(every(root)) if _main(path).is_complete), None)
 
 
 def best(root: Path) -> Path | None:
@@ -169,7 +196,7 @@ def _marked(root: Path) -> tuple[Path, float] | None:
         path, score = root / str(content["checkpoint"]), float(content["score"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return (path, score) if path in _all(root) else None
+    return (path, score) if path in every(root) else None
 
 
 def find(root: Path, which: str) -> Path:
@@ -178,10 +205,10 @@ def find(root: Path, which: str) -> Path:
     Raises:
         UserError: there is none such; the message names those that there are.
     """
-    named = {"latest": latest(root), "best": best(root)} | {path.name: path for path in _all(root)}
+    named = {"latest": latest(root), "best": best(root)} | {path.name: path for path in every(root)}
     path = named.get(which)
     if path is None:
-        raise UserError(f"no {which} checkpoint in {root}{nearest(which, [path.name for path in _all(root)])}")
+        raise UserError(f"no {which} checkpoint in {root}{nearest(which, [path.name for path in every(root)])}")
     return path
 
 
@@ -199,7 +226,7 @@ def load_latest(root: Path, say: Callable[[str], None], *, part: tuple[str, ...]
         UserError: there is none.
     """
     faults: list[UserError] = []
-    for path, transient in itertools.product(reversed(_all(root)), (True, False)):
+    for path, transient in itertools.product(reversed(every(root)), (True, False)):
         try:
             state, lost = _load(path, part, transient=transient)
         except UserError as error:
@@ -209,7 +236,7 @@ def load_latest(root: Path, say: Callable[[str], None], *, part: tuple[str, ...]
         for fault in faults:
             say(str(fault))
         if faults or lost:
-            say(f"going back to {path}" + (f"; lost, so it begins empty: {', '.join(lost)}" if lost else ""))
+            say(f"going back to {path}" + (_begins_empty(lost) if lost else ""))
         return path, state
     if faults:
         raise UserError(f"no checkpoint in {root} can be read; the newest: {faults[0]}") from faults[0]
@@ -263,12 +290,12 @@ def _encode_transient(encoded: Encoded) -> Encoded:
 
 @contextmanager
 def _told_of(failure: str, root: Path, size: int) -> Iterator[None]:
-    """Make a disk's refusal a `UserError`."""
+    """Make a disk's refusal a `DiskError`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(
+        raise DiskError(
             f"{failure} in {root}: {reason} (it needs {size / 1e6:.1f} MB, {_free_space(root)}); "
             "free some space or choose another --run-dir; earlier checkpoints are untouched"
         ) from error
@@ -280,15 +307,8 @@ def _order(path: Path) -> tuple[int, int]:
     return int(match[1]), int(match[2] or 0)
 
 
-def _all(root: Path) -> list[Path]:
-    """Every folder in `root` with a checkpoint's name, oldest first."""
-    if not root.is_dir():
-        return []
-    return sorted((path for path in root.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()), key=_order)
-
-
 def _free_name(root: Path, env_steps: int) -> Path:
-    attempts = [attempt for steps, attempt in map(_order, _all(root)) if steps == env_steps]
+    attempts = [attempt for steps, attempt in map(_order, every(root)) if steps == env_steps]
     return root / (f"step_{env_steps:012d}" + (f".{max(attempts) + 1}" if attempts else ""))
 
 
@@ -297,25 +317,29 @@ def _sweep(root: Path) -> None:
     for path in root.iterdir():
         if path.name.startswith((_UNFINISHED, _DISCARDED)):
             shutil.rmtree(path)
-    for path in _all(root):
+    for path in every(root):
         if not _transient(path).exists:
             _strip(path)
 
 
 def _retire(root: Path, newest: Path, keep: int) -> None:
     """Delete what is neither among the newest `keep` up to `newest`, nor the best; strip what is kept but `newest`."""
-    everything = _all(root)
+    everything = every(root)
     past = [path for path in everything if _order(path) <= _order(newest)]
     last = {_order(path)[0]: path for path in past}  # one for each env_steps
     spared = {*list(last.values())[-keep:], *(path for path in past if path == best(root))}
     for path in everything:
         if path not in spared:
-            # Renamed first: a deletion that is interrupted must not leave half a checkpoint under a final name.
-            discarded = path.with_name(f"{_DISCARDED}{path.name}")
-            os.replace(path, discarded)
-            shutil.rmtree(discarded)
+            _discard(path)
         elif path != newest:
             _strip(path)
+
+
+def _discard(path: Path) -> None:
+    """Delete a checkpoint. Renamed first: interrupted, it must not leave half of one under a final name."""
+    discarded = path.with_name(f"{_DISCARDED}{path.name}")
+    os.replace(path, discarded)
+    shutil.rmtree(discarded)
 
 
 def _strip(path: Path) -> None:

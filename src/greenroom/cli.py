@@ -1,4 +1,4 @@
-"""The command line: parse, call the Python API, print. A user's mistake is one message and exit code 2."""
+"""The command line: parse, call the Python API, print. A user's mistake is one message and exit code 2 (`ExitCode`)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
+from greenroom import live
 from greenroom.algorithms import AlgorithmConfig
 from greenroom.config import KINDS, SEAMS, RunConfig, component, load_file, narrowed, parse_yaml, widened
-from greenroom.errors import UserError, nearest
+from greenroom.errors import EXIT_CODES, ExitCode, UserError, nearest
 from greenroom.networks import NetworkConfig
 from greenroom.optim import OptimizerConfig
 from greenroom.presets import PRESETS, preset
+
+if TYPE_CHECKING:
+    from greenroom.outcome import Outcome
 
 _MARKERS = (tyro.conf.OmitArgPrefixes,)
 
@@ -66,6 +70,10 @@ class Resume:
     """The run's folder."""
     total_steps: int | None = None
     """A new end, in agent steps."""
+    deadline: float | None = None
+    """A new deadline, in wall-clock seconds of the whole run; 0: none."""
+    cost_budget: float | None = None
+    """A new limit to what the whole run may cost; 0: none."""
     quiet: bool = False
     """Print nothing while training."""
     debug: bool = False
@@ -124,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0, 2 for a user's mistake or a disk that refuses, 130 for Ctrl-C where there is nothing to save.
+        The exit code, an `ExitCode`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if (here := os.getcwd()) not in sys.path:
@@ -132,33 +140,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     errors = Console(stderr=True)
     if not words or words[0] in ("-h", "--help"):
         _print_usage()
-        return 0
+        return ExitCode.DONE
     try:
         name, rest = words[0], words[1:]
         if name not in _COMMANDS:
             raise UserError(f"no command {name!r}{nearest(name, _COMMANDS)}")
-        _COMMANDS[name](rest)
+        return _COMMANDS[name][1](rest) or ExitCode.DONE
     except (UserError, OSError) as problem:
         if "--debug" in words:
             raise
         errors.print(f"greenroom: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 2
+        return ExitCode.ERROR
     except KeyboardInterrupt:
         if "--debug" in words:
             raise
         errors.print("greenroom: interrupted", style="red")
-        return 130
-    return 0
+        return ExitCode.INTERRUPTED
 
 
-def _train(words: list[str]) -> None:
+def _train(words: list[str]) -> ExitCode:
     own, words = _environment_arguments(words)
     defaults = narrowed(_train_defaults(words, own))
     options = widened(tyro.cli(type(defaults), args=words, default=defaults, prog="greenroom train", config=_MARKERS))
     from greenroom.session import launch
 
     config = dataclasses.replace(options.run, env=options.env)
-    _show(launch(config, run_dir=options.run_dir, quiet=options.quiet))
+    return _show(launch(config, run_dir=options.run_dir, quiet=options.quiet))
 
 
 def _train_defaults(words: list[str], own: dict[str, Any]) -> Train:
@@ -269,26 +276,32 @@ def _environment_arguments(words: list[str]) -> tuple[dict[str, Any], list[str]]
     return own, rest
 
 
-def _show(outcome: Any) -> None:
+def _show(outcome: Outcome) -> ExitCode:
     console = Console()
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     if outcome.evaluation is not None:
         console.print(outcome.evaluation.table())
     if outcome.comparison is not None:
         console.print(outcome.comparison.table())
-    console.print(f"run folder: {outcome.folder.path}", markup=False, highlight=False, soft_wrap=True)
+    say(f"run folder: {outcome.folder.path}")
     if outcome.finished:
-        console.print(f"curve:      {outcome.folder.curve}", markup=False, highlight=False, soft_wrap=True)
-    else:
-        console.print(
-            f"stopped early; continue with: greenroom resume {outcome.folder.path}", markup=False, soft_wrap=True
-        )
+        say(f"curve:      {outcome.folder.curve}")
+    if outcome.ending is not None:
+        say(f"stopped early: {outcome.ending.reason}")
+        say(f"continue with: greenroom resume {outcome.folder.path}")
+    if outcome.unsaved:
+        say(f"not saved, for the disk refuses: {outcome.unsaved}")
+    return outcome.code
 
 
-def _resume(words: list[str]) -> None:
+def _resume(words: list[str]) -> ExitCode:
     options = tyro.cli(Resume, args=words, prog="greenroom resume")
     from greenroom.session import resume
 
-    _show(resume(options.run_dir, total_steps=options.total_steps, quiet=options.quiet))
+    return _show(resume(**{name: value for name, value in vars(options).items() if name != "debug"}))
 
 
 def _evaluate(words: list[str]) -> None:
@@ -355,19 +368,26 @@ def _arguments_of(env: str) -> Table:
     return table
 
 
-_COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "train": _train,
-    "resume": _resume,
-    "evaluate": _evaluate,
-    "compare": _compare,
-    "list": _list,
+_COMMANDS: dict[str, tuple[type, Callable[[list[str]], ExitCode | None]]] = {
+    "train": (Train, _train),
+    "resume": (Resume, _resume),
+    "evaluate": (Evaluate, _evaluate),
+    "compare": (Compare, _compare),
+    "list": (List, _list),
+    **live.COMMANDS,
 }
+"""Name → its options, and what it does with the words after its name: None, if it went well, is `ExitCode.DONE`."""
 
 
 def _print_usage() -> None:
     console = Console()
     console.print("greenroom COMMAND …   (greenroom COMMAND --help tells its options)\n", markup=False)
     table = Table(box=None, show_header=False)
-    for name, kind in zip(_COMMANDS, (Train, Resume, Evaluate, Compare, List), strict=True):
-        table.add_row(name, (kind.__doc__ or "").split("\n")[0])
+    for name, (options, _) in _COMMANDS.items():
+        table.add_row(name, (options.__doc__ or "").split("\n")[0])
     console.print(table)
+    console.print("\nexit codes:")
+    codes = Table(box=None, show_header=False)
+    for code, meaning in EXIT_CODES.items():
+        codes.add_row(str(int(code)), meaning)
+    console.print(codes)

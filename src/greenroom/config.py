@@ -21,6 +21,7 @@ import yaml
 
 from greenroom.algorithms import ALGORITHMS, AlgorithmConfig
 from greenroom.algorithms.ppo import PPOConfig
+from greenroom.budget import Budget
 from greenroom.errors import UserError, nearest
 from greenroom.networks import Impala, Mlp, Nature, NetworkConfig, Nips
 from greenroom.optim import Adam, OptimizerConfig, RAdam, RMSprop
@@ -84,6 +85,8 @@ class RunConfig:
     """Least time between two lines of metrics, in seconds of collecting and learning."""
     sinks: tuple[Sink, ...] = ("tensorboard",)
     """Where metrics go besides the terminal and `metrics.jsonl`."""
+    budget: Budget = field(default_factory=Budget)
+    """What the run may take."""
 
     def __post_init__(self) -> None:
         for name in ("num_envs", "rollout_length", "total_steps", "eval_episodes", "keep", "lag"):

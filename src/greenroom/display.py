@@ -23,6 +23,7 @@ _LIVE_SECONDS = 0.1
 """Shortest time between two drawings of the bar."""
 _PLAIN_SECONDS = 5.0
 """Shortest time between two lines where there is no terminal."""
+_INSISTENT = (signal.SIGINT, signal.SIGTERM)
 _STOPPING = "stopping after this update; once more to exit at once"
 
 
@@ -185,16 +186,26 @@ class Interrupts:
     """Whether someone asked the run to stop."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.requested = False
+        self.signal: signal.Signals | None = None
+        """The first that came."""
+        self._impatient = False
         self._say = say
 
+    @property
+    def requested(self) -> bool:
+        """Whether any came."""
+        return self.signal is not None
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self._impatient and number in _INSISTENT:
             # The bar hides the cursor. Written past Python's buffers, in the middle of which this may be happening.
             if os.isatty(2):
                 os.write(2, b"\x1b[?25h\n")
             os._exit(130)
-        self.requested = True
+        self._impatient |= number in _INSISTENT
+        if self.signal is not None:
+            return
+        self.signal = signal.Signals(number)
         try:
             self._say(_STOPPING)
         except RuntimeError:  # Python's buffers refuse to be re-entered
@@ -207,7 +218,10 @@ def _say_raw(line: str) -> None:
 
 @contextmanager
 def interrupts(say: Callable[[str], None] = _say_raw) -> Iterator[Interrupts]:
-    """Turn the first SIGINT or SIGTERM into `requested = True`; a second one exits at once with code 130.
+    """Turn the first SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 into `requested = True`.
+
+    The second SIGINT or SIGTERM exits at once with code 130. The other two are a cluster's notice that SIGTERM may
+    follow: they never end anything at once.
 
     Works in the main thread only, where Python handles signals; in others `requested` stays False. The handlers that
     were there come back at the end.
@@ -219,7 +233,7 @@ def interrupts(say: Callable[[str], None] = _say_raw) -> Iterator[Interrupts]:
     if threading.current_thread() is not threading.main_thread():
         yield watch
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (*_INSISTENT, signal.SIGUSR1, signal.SIGUSR2)}
     try:
         for number in before:
             signal.signal(number, watch._handle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import enum
 from collections.abc import Iterable
 
 
@@ -12,6 +13,36 @@ class UserError(Exception):
 
 class EnvironmentFault(UserError):
     """A user's environment raised, hung, died or broke its contract. The message names the environment's index."""
+
+
+class DiskError(UserError):
+    """The disk is full or refuses. What was there before is untouched; later it may well work."""
+
+
+class ExitCode(enum.IntEnum):
+    """What a command ends with. `EXIT_CODES` tells what each means."""
+
+    DONE = 0
+    BUG = 1
+    ERROR = 2
+    STOPPED = 3
+    BUDGET = 4
+    PREEMPTED = 5
+    UNSAVED = 6
+    INTERRUPTED = 130
+
+
+EXIT_CODES: dict[ExitCode, str] = {
+    ExitCode.DONE: "done; of a training: all its steps are taken",
+    ExitCode.BUG: "a fault of greenroom's own, with a traceback",
+    ExitCode.ERROR: "a mistake in what was given, or an environment that failed; the message says what to do",
+    ExitCode.STOPPED: "a training was stopped by Ctrl-C or `greenroom stop`; saved, `resume` continues it",
+    ExitCode.BUDGET: "a training has used up its deadline or cost budget; saved, `resume` with more continues it",
+    ExitCode.PREEMPTED: "a training was told to go by SIGTERM, SIGUSR1 or SIGUSR2; saved, `resume` continues it",
+    ExitCode.UNSAVED: "a training ended, but the disk refused its last state or its last log lines",
+    ExitCode.INTERRUPTED: "ended at once: Ctrl-C twice, or where there was nothing to save",
+}
+"""The one place where exit codes are said; `greenroom --help` shows it."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

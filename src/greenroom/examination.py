@@ -16,6 +16,7 @@ from greenroom.envs.device import DEVICE_ENVIRONMENTS
 from greenroom.evaluation import Evaluation, evaluate
 from greenroom.folder import RunFolder
 from greenroom.policy import Policy
+from greenroom.seeding import derive
 from greenroom.training import Say, choose_device, make_policy
 from greenroom.video import record
 
@@ -39,6 +40,26 @@ def evaluation_environment(config: RunConfig, episodes: int) -> Environment:
         device=choose_device(config),
         say=lambda line: None,
     )
+
+
+class Examiner:
+    """Evaluates with environments and a seed of its own; its environments are built at the first evaluation."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._environment: Environment | None = None
+
+    def examine(self, policy: Policy) -> Evaluation:
+        """Greedy evaluation: the same episodes every time."""
+        if self._environment is None:
+            self._environment = evaluation_environment(self._config, self._config.eval_episodes)
+        seed = derive(self._config.seed, "evaluation")
+        return evaluate(policy, self._environment, episodes=self._config.eval_episodes, seed=seed)
+
+    def close(self) -> None:
+        """Close its environments."""
+        if self._environment is not None:
+            self._environment.close()
 
 
 def _warn(line: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -9,7 +11,9 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +22,9 @@ import torch
 
 from greenroom import machine
 from greenroom.errors import UserError, nearest
+
+_LOCK_SECONDS = 1.0
+"""How long to wait for whoever holds a folder's lock: a run that is just ending, or someone who only looks."""
 
 _PACKAGES = ("greenroom", "torch", "numpy", "gymnasium", "ale-py")
 
@@ -47,6 +54,8 @@ class RunFolder:
             if path.is_dir() and any(path.iterdir()):
                 what = "is an earlier run" if is_run(path) else "exists and is not empty"
                 remedy = "continue it with `greenroom resume`, or give" if is_run(path) else "give"
+                if (holder := trainer_of(path)) is not None:
+                    what, remedy = f"is being trained in by process {holder}", "give"
                 raise UserError(f"run folder {path} {what}; nothing was overwritten; {remedy} another --run-dir")
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -108,6 +117,38 @@ class RunFolder:
         return self.path / "curve.png"
 
     @property
+    def interventions(self) -> Path:
+        """One JSON object for each time that someone intervened in the run. History: a resumed run keeps all."""
+        return self.path / "interventions.jsonl"
+
+    @property
+    def spent(self) -> Path:
+        """How much wall-clock time the run has taken."""
+        return self.path / "spent.json"
+
+    @property
+    def lock(self) -> Path:
+        """The file that the process locks that trains here, with its id inside."""
+        return self.path / "train.lock"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Be the one process that trains here. Should it be killed, the kernel lets go of the lock.
+
+        Raises:
+            UserError: another process trains here; the message names it.
+        """
+        handle = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock(handle, self.path)
+            with suppress(OSError):  # a full disk: the id is there for a message only
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, str(os.getpid()).encode(), 0)
+            yield
+        finally:
+            os.close(handle)
+
+    @property
     def environment(self) -> Path:
         """What the run ran on: `describe_environment`."""
         return self.path / "environment.json"
@@ -132,6 +173,47 @@ class RunFolder:
 def is_run(path: Path) -> bool:
     """Whether `path` is the folder of a run."""
     return (path / "config.yaml").is_file()
+
+
+def trainer_of(path: Path) -> int | None:
+    """The id of the process that trains in the folder `path` (0: there is one, of unknown id), or None."""
+    try:
+        handle = os.open(RunFolder(path=path).lock, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(handle)
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
+    return None
+
+
+def _lock(handle: int, path: Path) -> None:
+    """Lock an open file, or say who has. Where a file system has no locks, go without."""
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise UserError(
+                    f"run folder {path} is being trained in by process {_holder(handle)}; see how it does with: "
+                    f"greenroom status {path}"
+                ) from None
+        except OSError as problem:
+            if problem.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+                return None
+            raise
+        time.sleep(0.02)
+
+
+def _holder(handle: int) -> int:
+    content = os.pread(handle, 20, 0)
+    return int(content) if content.isdigit() else 0
 
 
 def default_name(env: str, algo: str, seed: int, now: datetime) -> str:

@@ -7,16 +7,19 @@ A name with a slash is in a group: `time/env`, `loss/policy`.
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
+from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+from torch.utils.tensorboard import summary
 
 from greenroom.errors import UserError, nearest
 from greenroom.folder import RunFolder, write_json
@@ -41,29 +44,72 @@ class Sink(Protocol):
         ...
 
 
-class JsonlSink:
-    """`metrics.jsonl` and `evaluations.jsonl`: one strict JSON object a line, on the disk's doorstep after each line.
+class Appended:
+    """A file that grows by whole blocks: what the disk does not take at once is not there at all.
 
-    JSON has no NaN and no infinity: they are written as null.
+    It is made at once if the disk lets us, else with the first block.
     """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._handle: int | None = None
+        with suppress(OSError):
+            self._open()
+
+    def _open(self) -> int:
+        if self._handle is None:
+            self._handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        return self._handle
+
+    def append(self, block: bytes) -> None:
+        """Add `block` at the end.
+
+        Raises:
+            OSError: the disk is full or refuses; the file is as it was.
+        """
+        handle, rest = self._open(), block
+        size = os.fstat(handle).st_size
+        try:
+            while rest:
+                rest = rest[os.write(handle, rest) :]
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(handle, size)
+            raise
+
+    def append_line(self, content: Mapping[str, object]) -> None:
+        """Add one line of strict JSON, which has no NaN and no infinity: they are written as null."""
+        self.append((json.dumps(_finite(content), allow_nan=False) + "\n").encode())
+
+    def close(self) -> None:
+        """Let go of the file. May be called twice."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+class JsonlSink:
+    """`metrics.jsonl` and `evaluations.jsonl`: one strict JSON object a line, with the system as soon as written."""
 
     def __init__(self, folder: RunFolder) -> None:
         paths: dict[Kind, Path] = {"metrics": folder.metrics, "evaluations": folder.evaluations}
-        self._files = {kind: path.open("a", buffering=1, encoding="utf-8") for kind, path in paths.items()}
+        self._files = {kind: Appended(path) for kind, path in paths.items()}
 
     def write(self, kind: Kind, record: Record) -> None:
         """Append one line."""
-        self._files[kind].write(json.dumps(_finite(record), allow_nan=False) + "\n")
+        self._files[kind].append_line(record)
 
     def close(self) -> None:
         """Close both files."""
-        with ExitStack() as stack:  # both, even if the disk refuses what one still has to write
-            for file in self._files.values():
-                stack.callback(file.close)
+        for file in self._files.values():
+            file.close()
 
 
 class TensorBoardSink:
-    """TensorBoard event files, with `env_steps` as the step.
+    """A TensorBoard event file, with `env_steps` as the step.
+
+    TensorBoard's own writer works in a thread, which the first refusal of the disk ends: what it held is lost, and
+    nobody can say what that was. Here a record's points are in the file when `write` returns, or none of them is.
 
     Args:
         folder: the run's.
@@ -72,21 +118,29 @@ class TensorBoardSink:
     """
 
     def __init__(self, folder: RunFolder, *, resumed_at: int | None = None) -> None:
-        purge = None if resumed_at is None else resumed_at + 1
-        self._writer = SummaryWriter(str(folder.tensorboard), purge_step=purge, flush_secs=10)
+        folder.tensorboard.mkdir(exist_ok=True)
+        # TensorBoard reads the files in the order of their names.
+        self._file = Appended(folder.tensorboard / f"events.out.tfevents.{time.time():017.6f}.{os.getpid()}")
+        self._unwritten = [Event(wall_time=time.time(), file_version="brain.Event:2")]  # goes with the first record
+        if resumed_at is not None:
+            start = SessionLog(status=SessionLog.START)
+            self._unwritten.append(Event(wall_time=time.time(), step=resumed_at + 1, session_log=start))
 
     def write(self, kind: Kind, record: Record) -> None:
         """Numbers become scalars (`ci95/0`, `ci95/1` for a list's), strings become text."""
+        shown = [summary.scalar(name, number) for name, number in _numbers(kind, record).items()]
+        shown += [summary.text(_grouped(kind, name), value) for name, value in record.items() if isinstance(value, str)]
         step, now = _env_steps(record), time.time()
-        for name, number in _numbers(kind, record).items():
-            self._writer.add_scalar(name, number, step, now)
-        for name, value in record.items():
-            if isinstance(value, str):
-                self._writer.add_text(_grouped(kind, name), value, step, now)
+        block = io.BytesIO()
+        writer = RecordWriter(block)
+        for event in (*self._unwritten, *(Event(wall_time=now, step=step, summary=one) for one in shown)):
+            writer.write(event.SerializeToString())
+        self._file.append(block.getvalue())
+        self._unwritten = []
 
     def close(self) -> None:
-        """Flush and close the event file."""
-        self._writer.close()
+        """Close the event file."""
+        self._file.close()
 
 
 class WandbSink:

@@ -168,11 +168,18 @@ class Updater:
         self.params = [param for _, param in self.named]
         self.optimizer = config.build(self.params)
         self.env_steps = 0
+        self.scale = 1.0
+        """Multiplies the scheduled learning rate: what an operator or a health check changes while a run goes on."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate that the next `advance` sets."""
+        schedule, base = self.config.schedule, self.config.learning_rate
+        return self.scale * schedule.at(base, self.env_steps, num_envs=self.num_envs, total_steps=self.total_steps)
 
     def advance(self, env_steps: int) -> Tensor:
         """Set the learning rate by the clock, then move the clock on by `env_steps`. Returns the rate."""
-        schedule, base = self.config.schedule, self.config.learning_rate
-        rate = schedule.at(base, self.env_steps, num_envs=self.num_envs, total_steps=self.total_steps)
+        rate = self.learning_rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.env_steps += env_steps
@@ -187,13 +194,15 @@ class Updater:
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimiser slots by parameter name, and the clock."""
+        """Optimiser slots by parameter name, the clock, and the scale."""
         slots = {name: dict(self.optimizer.state[param]) for name, param in self.named if param in self.optimizer.state}
-        return {"slots": slots, "env_steps": self.env_steps}
+        return {"slots": slots, "env_steps": self.env_steps, "scale": self.scale}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue with saved slots."""
+        """Continue with saved slots, and with none where none were saved."""
         self.env_steps = state["env_steps"]
+        self.scale = state.get("scale", 1.0)  # checkpoints of version 0.1.0 have none
+        self.optimizer.state.clear()
         for name, param in self.named:
             if name in state["slots"]:
                 # A slot of the parameter's shape also takes its device and memory layout; counters stay as they are.

@@ -75,7 +75,9 @@ class Overlapped:
         return {"collector": self._collector.state_dict(), "queue": queue, "version": self.version}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
+        """Continue from `state`. What is being collected meanwhile is dropped."""
+        for waiting in self._queue:
+            waiting.exception()  # waits; whatever went wrong, it no longer counts
         self._collector.load_state_dict(state["collector"])
         self.version = state["version"]
         self._queue = deque(_done(_from_dict(saved, self._collector.device)) for saved in state["queue"])

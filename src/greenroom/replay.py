@@ -108,9 +108,19 @@ class Replay:
             raise UserError(_too_small(config.capacity, 1, num_envs))
         self.times = config.capacity // num_envs + 1
         self.rows = self.times * num_envs
+        self.device, self._where, self._draws = device, where, draws
+        self._spec = spec
+        self._first = self._now = 0  # points in time: the earliest that is whole, and the head
+        self._length = 0  # T, once known
+        self._allocate()
+
+    def _allocate(self) -> None:
+        """Memory in which nothing is remembered; what there was before is given back first."""
+        self._pools, self._arrays = {}, {}
+        spec, where = self._spec, self._where
         obs = spec.obs if isinstance(spec.obs, dict) else {"": spec.obs}
         self._pools = {
-            name: FramePool(part, times=self.times, num_envs=num_envs, device=where) for name, part in obs.items()
+            name: FramePool(part, times=self.times, num_envs=self.num_envs, device=where) for name, part in obs.items()
         }
         shape, dtype = _action_form(spec.action)
         self._arrays = {
@@ -123,10 +133,8 @@ class Replay:
             "steps": torch.zeros(self.rows, dtype=torch.int32, device=where),  # m
         }
         self._states: dict[str, Tensor] = {}  # [rollouts, B, ...]: the acting policy's, at the start of each rollout
-        self._priorities = Priorities(self.rows, config.priority_exponent, where) if config.prioritised else None
-        self.device, self._where, self._draws = device, where, draws
-        self._first = self._now = 0  # points in time: the earliest that is whole, and the head
-        self._length = 0  # T, once known
+        exponent = self.config.priority_exponent
+        self._priorities = Priorities(self.rows, exponent, where) if self.config.prioritised else None
 
     def __len__(self) -> int:
         """Transitions that may be drawn."""
@@ -290,7 +298,7 @@ class Replay:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`, in a replay that is still empty; without its `memory` it stays so.
+        """Continue from `state`, and forget what is here; without its `memory` the replay is empty then.
 
         Raises:
             UserError: it is of another size, or one of the two is prioritised and the other is not.
@@ -305,6 +313,7 @@ class Replay:
         self._length = state["length"]
         self._draws.set_state(state["draws"])
         memory = state["memory"]
+        self._allocate()
         if not memory:
             return
         self._first = memory["first"]

@@ -1,43 +1,37 @@
-"""A whole run in one call: everything that happens around the loop of `training.train`."""
+"""A whole run in one call: everything that happens around the loop of `training.train`.
+
+Whoever intervenes in a live run, an operator at the socket or a check of its health, makes a `control.Request` of it;
+`_Session.intervene` is the one place where these are carried out and recorded.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections import deque
-from contextlib import suppress
-from dataclasses import dataclass
+import os
+import signal
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from greenroom import baselines, checkpoint, plots
-from greenroom.config import OPTIMIZERS, RunConfig, dump, kind_of, load_file, to_dict
-from greenroom.display import Display, interrupts
-from greenroom.envs.base import Environment
-from greenroom.errors import EnvironmentFault, UserError
-from greenroom.evaluation import Evaluation, evaluate
-from greenroom.examination import evaluation_environment
+from greenroom.algorithms import change_learning_rate
+from greenroom.budget import Spending, spent_before
+from greenroom.config import RunConfig, dump, load_file, to_dict
+from greenroom.control import Control, Pending, Request, control, name_of
+from greenroom.display import Display, Interrupts, interrupts
+from greenroom.errors import DiskError, EnvironmentFault, ExitCode, UserError
+from greenroom.evaluation import Evaluation
+from greenroom.examination import Examiner
 from greenroom.folder import RunFolder, write_json, write_text
-from greenroom.log import Kind, Record, Sink, make_sinks, require
+from greenroom.journal import Complaint, Journal
+from greenroom.log import require
 from greenroom.machine import keep_freed_memory
-from greenroom.policy import Policy
-from greenroom.seeding import derive
+from greenroom.outcome import Ending, Outcome
+from greenroom.recovery import choose, kinds, restore
 from greenroom.training import Run, train
-from greenroom.types import Progress
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a sitting came to."""
-
-    folder: RunFolder
-    """Where everything is."""
-    finished: bool
-    """False if someone stopped it first; `resume` continues it."""
-    evaluation: Evaluation | None
-    """The final greedy evaluation of a finished run."""
-    comparison: baselines.BaselineReport | None
-    """Beside the conventional methods, for environments that have some."""
+from greenroom.window import Window
 
 
 def launch(config: RunConfig, *, run_dir: str | Path | None = None, quiet: bool = False) -> Outcome:
@@ -58,40 +52,60 @@ def launch(config: RunConfig, *, run_dir: str | Path | None = None, quiet: bool 
     try:
         path = None if run_dir is None else Path(run_dir)
         folder = RunFolder.create(path, env=config.env, algo=config.algo, seed=config.seed)
-        write_text(folder.config, text)
-        folder.write_environment()
-        return _Session(run, folder, display, resumed_at=None).conduct()
+        with folder.held():
+            write_text(folder.config, text)
+            folder.write_environment()
+            return _Session(run, folder, display, resumed_at=None).conduct()
     finally:
         run.close()
 
 
-def resume(run_dir: str | Path, *, total_steps: int | None = None, quiet: bool = False) -> Outcome:
+def resume(
+    run_dir: str | Path,
+    *,
+    total_steps: int | None = None,
+    deadline: float | None = None,
+    cost_budget: float | None = None,
+    quiet: bool = False,
+) -> Outcome:
     """Continue a run from its newest readable checkpoint.
 
     Args:
         run_dir: the run's folder.
         total_steps: a new end; schedules that span the run stretch to it, and `config.yaml` is updated.
+        deadline: a new deadline, in wall-clock seconds of the whole run; 0: none. `config.yaml` is updated.
+        cost_budget: a new limit to what the whole run may cost; 0: none. `config.yaml` is updated.
         quiet: print nothing.
 
     Raises:
-        UserError: not a run, no readable checkpoint, or the run is already complete.
+        UserError: not a run, no readable checkpoint, the run is complete or has used up its budget, or another process
+            is training it.
     """
     folder = RunFolder.open(Path(run_dir))
-    config = load_file(folder.config)
-    if total_steps is not None:
-        config = dataclasses.replace(config, total_steps=total_steps)
-    display = Display(config.total_steps, quiet=quiet)
+    with folder.held():
+        config = load_file(folder.config)
+        limits = {"deadline": deadline, "cost_budget": cost_budget}
+        given = {name: value for name, value in limits.items() if value is not None}
+        config = dataclasses.replace(
+            config,
+            total_steps=config.total_steps if total_steps is None else total_steps,
+            budget=dataclasses.replace(config.budget, **given),
+        )
+        return _continue(folder, config, Display(config.total_steps, quiet=quiet))
+
+
+def _continue(folder: RunFolder, config: RunConfig, display: Display) -> Outcome:
     path, state = checkpoint.load_latest(folder.checkpoints, display.say)
     if state["run"]["env_steps"] >= config.total_steps:
         raise UserError(
             f"{folder.path} has taken all its {config.total_steps} steps; give a larger --total-steps to train on, "
             f"or see how good it is with: greenroom evaluate {folder.path}"
         )
+    if exceeded := config.budget.exceeded(spent_before(folder.spent)):
+        raise UserError(f"{folder.path}: {exceeded}")
     run = Run(config, say=display.say)
     try:
-        _restore(run, state, path)
-        if not run.collector.can_snapshot:
-            display.say("these environments cannot be copied: new episodes begin, so the run is not bit-identical")
+        restore(run, state, path, display.say)
         write_text(folder.config, dump(config))
         folder.rewind(run.env_steps)
         session = _Session(run, folder, display, resumed_at=run.env_steps)
@@ -101,27 +115,10 @@ def resume(run_dir: str | Path, *, total_steps: int | None = None, quiet: bool =
         run.close()
 
 
-def _restore(run: Run, state: dict[str, Any], path: Path) -> None:
-    """Continue from the checkpoint at `path`, which a config edited by hand may no longer fit."""
-    checkpoint.describe_mismatch(run.algorithm.policy.state_dict(), state["run"]["algorithm"]["policy"], path)
-    now = _kinds(run.config)
-    if (before := state["session"].get("kinds", now)) != now:
-        raise UserError(
-            f"checkpoint {path} was trained with {' and '.join(before)}, config.yaml says {' and '.join(now)}"
-        )
-    try:
-        run.load_state_dict(state["run"])
-    except (KeyError, RuntimeError) as problem:
-        raise UserError(
-            f"checkpoint {path} does not fit config.yaml: {' '.join(str(problem).split())} "
-            "Put back the settings it was trained with"
-        ) from problem
-
-
-def _kinds(config: RunConfig) -> list[str]:
-    """Names of the components whose state another one cannot take over, and whose tensors do not give them away."""
-    parts = vars(config.algorithm).values()
-    return [config.algo, *(kind_of(part) for part in parts if kind_of(part) in OPTIMIZERS)]
+_UNTRIED = 60.0
+"""Seconds from a save that the disk refused to the next attempt."""
+_PAUSE_GLANCE = 0.2
+"""Seconds, while paused, between two looks at signals and budgets."""
 
 
 class _Session:
@@ -129,75 +126,213 @@ class _Session:
 
     def __init__(self, run: Run, folder: RunFolder, display: Display, *, resumed_at: int | None) -> None:
         self.run, self.config, self.folder, self.display = run, run.config, folder, display
-        self._window = _Window(self.config)
-        self._examiner = _Examiner(self.config)
+        self.paused = False
+        self.ending: Ending | None = None
+        """Set, it ends the sitting after this update."""
+        self._window = Window(self.config)
+        self._examiner = Examiner(self.config)
+        names = ("jsonl", *self.config.sinks)
+        self._journal = Journal(names, folder, to_dict(self.config), display.say, resumed_at=resumed_at)
         self._best = -math.inf if resumed_at is None else checkpoint.best_score(folder.checkpoints, until=resumed_at)
-        self._resumed_at = resumed_at
         self._saved: Path | None = None
-        self._sinks: tuple[Sink, ...] = ()
+        self._saving = Complaint(display.say)
+        self._spending = Spending(folder.spent)
 
     def state_dict(self) -> dict[str, Any]:
         """What the log lines depend on, and whether another sitting may go on from here."""
-        return {"window": self._window.state_dict(), "kinds": _kinds(self.config)}
+        return {"window": self._window.state_dict(), "kinds": kinds(self.config)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the log."""
         self._window.load_state_dict(state["window"])
 
     def conduct(self) -> Outcome:
-        """Train until the steps are taken or someone asks to stop, then report."""
+        """Train until the steps are taken or something ends it first, then report."""
         keep_freed_memory()
-        names = ("jsonl", *self.config.sinks)
-        self._sinks = make_sinks(names, self.folder, to_dict(self.config), resumed_at=self._resumed_at)
+        evaluation, comparison = None, None
         try:
-            with self.display, interrupts(self.display.say) as stop:
+            with (
+                self.display,
+                interrupts(self.display.say) as signals,
+                control(self.folder.path, self.display.say) as line,
+            ):
                 before = self.run.env_steps
                 for progress in train(self.run):
                     self._window.add(progress)
-                    record: dict[str, object] = {}
-                    if self._window.due or self.run.finished or stop.requested:
-                        self._write("metrics", record := self._window.record())
-                        self._check_finite()
-                    self.display.update(progress.env_steps, record)
+                    self._log(progress.env_steps, due=self._window.due)
                     if _passed(self.config.eval_every, before, progress.env_steps) and not self.run.finished:
                         self._evaluate()
-                    if _passed(self.config.save_interval, before, progress.env_steps):
+                    if _passed(self.config.save_interval, before, progress.env_steps) or self._saving.waited(_UNTRIED):
                         self._save()
-                    before = progress.env_steps
-                    if stop.requested:
+                    if not self.run.finished:
+                        self._attend(line, signals)
+                    before = self.run.env_steps  # a rollback may have moved it
+                    if self.ending is not None:
                         break
+                self._log(self.run.env_steps, due=self._window.unlogged)
                 # Saved before the evaluation too: that may take long, or be impossible.
                 self._save()
-                evaluation = self._evaluate() if self.run.finished else None
-                comparison = self._report(evaluation) if evaluation is not None else None
+                if self.run.finished:
+                    self.ending, evaluation = None, self._evaluate()
+                    comparison = self._report()
         except EnvironmentFault:
             self._check_finite()  # a diverged policy's actions may well be the reason
             raise
         finally:
-            for sink in self._sinks:
-                with suppress(OSError):  # every line was flushed when it was written; a full disk has been told of
-                    sink.close()
+            self._spending.note()
+            self._journal.close()
             self._examiner.close()
-        return Outcome(folder=self.folder, finished=self.run.finished, evaluation=evaluation, comparison=comparison)
+        return Outcome(
+            folder=self.folder,
+            finished=self.run.finished,
+            ending=self.ending,
+            unsaved=self._unsaved(),
+            evaluation=evaluation,
+            comparison=comparison,
+        )
 
-    def _write(self, kind: Kind, record: Record) -> None:
+    def _log(self, env_steps: int, *, due: bool) -> None:
+        record: dict[str, object] = {}
+        if due:
+            self._journal.write("metrics", record := self._window.record())
+            self._check_finite()
+        self.display.update(env_steps, record)
+
+    def _attend(self, line: Control, signals: Interrupts) -> None:
+        """Carry out what was asked since the last update; a paused run waits here to be asked to go on."""
+        while self.ending is None:
+            if signals.signal is not None:
+                code = ExitCode.STOPPED if signals.signal is signal.SIGINT else ExitCode.PREEMPTED
+                self._end(Ending(code=code, reason=signals.signal.name))
+            elif exceeded := self.config.budget.exceeded(self._spending.seconds):
+                self._end(Ending(code=ExitCode.BUDGET, reason=exceeded))
+            elif (asked := line.take(_PAUSE_GLANCE if self.paused else 0.0)) is not None:
+                self._answer(asked)
+            elif not self.paused:
+                return
+
+    def _end(self, ending: Ending) -> None:
+        self.ending = ending
+        self._note(Request(verb="stop", reason=ending.reason), name_of(os.getuid()), {"exit_code": ending.code})
+
+    def _answer(self, asked: Pending) -> None:
         try:
-            for sink in self._sinks:
-                sink.write(kind, record)
+            asked.answer(**self.intervene(asked.request, user=asked.user))
+        except UserError as problem:
+            asked.refuse(str(problem))
+        except BaseException:
+            asked.refuse("the run has failed")
+            raise
+
+    def intervene(self, request: Request, *, user: str) -> dict[str, Any]:
+        """Carry out what someone asks, and keep a record of it; to be called between two updates.
+
+        Args:
+            request: what is asked.
+            user: who asks: a person's name, or that of a check.
+
+        Returns:
+            What came of it, plain values.
+
+        Raises:
+            UserError: it cannot be done; that is recorded too.
+        """
+        if request.verb == "status":
+            return self._status()
+        before = self.run.env_steps
+        try:
+            outcome = self._carry_out(request, f"by {user}" + (f": {request.reason}" if request.reason else ""))
+        except UserError as problem:
+            self._note(request, user, {"refused": str(problem)}, before)
+            raise
+        self._note(request, user, outcome, before)
+        return outcome
+
+    def _note(self, request: Request, user: str, outcome: Mapping[str, object], env_steps: int | None = None) -> None:
+        self._journal.intervene(
+            {
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                "user": user,
+                "verb": request.verb,
+                "arguments": request.arguments,
+                "reason": request.reason,
+                "env_steps": self.run.env_steps if env_steps is None else env_steps,
+                "outcome": outcome,
+            }
+        )
+
+    def _carry_out(self, request: Request, whose: str) -> dict[str, Any]:
+        match request.verb:
+            case "pause":
+                self.paused = True
+                self.display.say(f"paused {whose}; go on with: greenroom resume-live {self.folder.path}")
+            case "resume":
+                if not self.paused:
+                    raise UserError("the run is not paused")
+                self.paused = False
+                self.display.say(f"going on {whose}")
+            case "stop":
+                self.ending = Ending(code=ExitCode.STOPPED, reason=f"stopped {whose}")
+            case "checkpoint":
+                if (path := self._save()) is None:
+                    raise DiskError(self._saving.trouble)
+                return {"checkpoint": path.name}
+            case "rollback":
+                path = self._roll_back(request.to)
+                self.display.say(f"rolled back {whose}: going on from {path}")
+                return {"checkpoint": path.name}
+            case "set":
+                rate = change_learning_rate(self.run.algorithm, to=request.learning_rate, by=request.factor)
+                self._saved = None  # a checkpoint of this very moment has the old one
+                self.display.say(f"learning rate set to {rate:g} {whose}")
+                return {"learning_rate": rate}
+        return {}
+
+    def _roll_back(self, to: int | None) -> Path:
+        """Go back to the checkpoint of `to` steps, or the newest good one (`recovery.choose`): files, then the run.
+
+        It is as if the run had been killed right after that checkpoint, and resumed: what came later is forgotten, but
+        for the interventions and for what was spent.
+        """
+        path = choose(self.folder, to)
+        state = checkpoint.load(path, say=self.display.say)
+        checkpoint.retreat(self.folder.checkpoints, path)
+        self._saved = None  # it may have been deleted
+        try:
+            self._journal.rewind(checkpoint.env_steps_of(path))
         except OSError as problem:
-            raise UserError(
-                f"cannot write {kind} into {self.folder.path}: {problem.strerror}; free some space, then continue from "
-                f"the newest checkpoint with: greenroom resume {self.folder.path}"
-            ) from problem
+            raise DiskError(f"cannot roll back the log in {self.folder.path}: {problem.strerror or problem}") from None
+        restore(self.run, state, path, self.display.say)
+        self.load_state_dict(state["session"])
+        self._best = checkpoint.best_score(self.folder.checkpoints, until=self.run.env_steps)
+        self._saved = path
+        return path
+
+    def _status(self) -> dict[str, Any]:
+        """What only the live run knows; the files tell the rest (`status.look`)."""
+        updaters = getattr(self.run.algorithm, "updaters", ())
+        return {
+            "state": "paused" if self.paused else "running",
+            "env_steps": self.run.env_steps,
+            "updates": self.run.updates,
+            "seconds": self.run.seconds,
+            "spent": self._spending.seconds,
+            "learning_rate": updaters[0].learning_rate if updaters else None,
+            "unsaved": self._saving.trouble,
+            "waiting_lines": self._journal.waiting,
+        }
 
     def _evaluate(self) -> Evaluation:
         run = self.run
         result = self._examiner.examine(run.algorithm.policy)
         clock = {"env_steps": run.env_steps, "updates": run.updates, "seconds": run.seconds}
-        self._write("evaluations", {**clock, **result.to_json()})
-        if result.mean > self._best:
-            self._best = result.mean
-            checkpoint.mark_best(self.folder.checkpoints, self._save(), self._best, keep=self.config.keep)
+        self._journal.write("evaluations", {**clock, **result.to_json()})
+        if result.mean > self._best and (path := self._save()) is not None:
+            try:
+                checkpoint.mark_best(self.folder.checkpoints, path, result.mean, keep=self.config.keep)
+                self._best = result.mean
+            except DiskError as problem:
+                self._saving.complain(str(problem))
         return result
 
     def _check_finite(self) -> None:
@@ -211,127 +346,48 @@ class _Session:
                     + (f"; the newest sound checkpoint is {newest}" if newest else "")
                 )
 
-    def _save(self) -> Path:
-        """The checkpoint of this moment, written unless it already is."""
+    def _save(self) -> Path | None:
+        """The checkpoint of this moment, written unless it already is; None if the disk refuses."""
         if self._saved is None or checkpoint.env_steps_of(self._saved) != self.run.env_steps:
             self._check_finite()
-            self._saved = checkpoint.save(
-                self.folder.checkpoints,
-                {"run": self.run.state_dict(), "session": self.state_dict()},
-                env_steps=self.run.env_steps,
-                updates=self.run.updates,
-                keep=self.config.keep,
-            )
+            try:
+                self._saved = checkpoint.save(
+                    self.folder.checkpoints,
+                    {"run": self.run.state_dict(), "session": self.state_dict()},
+                    env_steps=self.run.env_steps,
+                    updates=self.run.updates,
+                    keep=self.config.keep,
+                )
+            except DiskError as problem:
+                self._saving.complain(str(problem))
+                return None
+            self._spending.note()
+            self._saving.relieve(f"checkpoints can be saved again: {self._saved}")
         return self._saved
 
-    def _report(self, evaluation: Evaluation) -> baselines.BaselineReport | None:
+    def _unsaved(self) -> str:
+        """What the disk refused to the last."""
+        lost = []
+        if self._saved is None or checkpoint.env_steps_of(self._saved) != self.run.env_steps:
+            lost.append(f"the state after {self.run.env_steps} steps ({self._saving.trouble})")
+        if self._journal.waiting:
+            lost.append(f"{self._journal.waiting} log lines")
+        return " and ".join(lost)
+
+    def _report(self) -> baselines.BaselineReport | None:
         config = self.config
         comparison = baselines.report(
             self.run.algorithm.policy, config.env, config.env_kwargs, seed=config.seed, device=self.run.device
         )
-        if comparison is not None:
-            write_json(self.folder.path / "baselines.json", comparison.to_json())
-        plots.learning_curve(self.folder.path)
+        try:
+            if comparison is not None:
+                write_json(self.folder.path / "baselines.json", comparison.to_json())
+            plots.learning_curve(self.folder.path)
+        except OSError as problem:
+            self.display.say(f"warning: cannot write the report into {self.folder.path}: {problem}")
         return comparison
 
 
 def _passed(interval: int, before: int, now: int) -> bool:
     """Whether a multiple of `interval` lies in (before, now]; never for an interval of 0."""
     return interval > 0 and now // interval > before // interval
-
-
-class _Window:
-    """What happened since the last line of metrics, and the newest finished episodes."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self._least = config.log_seconds
-        newest = max(100, config.num_envs)
-        self._returns: deque[float] = deque(maxlen=newest)
-        self._lengths: deque[int] = deque(maxlen=newest)
-        self._signals: dict[str, deque[float]] = {}
-        self._newest = newest
-        self._episodes = 0
-        self._latest: Progress | None = None
-        self._start = (0, 0.0)
-        self._split: dict[str, float] = {}
-
-    def add(self, progress: Progress) -> None:
-        """Take in one update."""
-        if self._latest is None:
-            # The first update of a sitting also pays for warming up; its rate is measured from the next line on.
-            self._start = (progress.env_steps, progress.seconds)
-            self._split = dict.fromkeys(progress.time_split, 0.0)
-        self._latest = progress
-        ended = progress.episodes
-        self._returns.extend(ended.returns.tolist())
-        self._lengths.extend(ended.lengths.tolist())
-        for name, total in ended.signals.items():
-            self._signals.setdefault(name, deque(maxlen=self._newest)).extend(total.tolist())
-        self._episodes += len(ended.index)
-
-    @property
-    def due(self) -> bool:
-        """Whether enough time has passed for another line."""
-        return self._latest is not None and self._latest.seconds - self._start[1] >= self._least
-
-    def record(self) -> dict[str, object]:
-        """The line, and a new window."""
-        latest = self._latest
-        assert latest is not None
-        steps, seconds = latest.env_steps - self._start[0], latest.seconds - self._start[1]
-        split = {f"time/{name}": total - self._split[name] for name, total in latest.time_split.items()}
-        self._start, self._split = (latest.env_steps, latest.seconds), dict(latest.time_split)
-        losses = {name: float(value) for name, value in latest.metrics.items()}
-        return {
-            "env_steps": latest.env_steps,
-            "updates": latest.updates,
-            "seconds": latest.seconds,
-            "steps_per_second": steps / seconds if seconds > 0 else None,
-            "lag": latest.lag,
-            "episodes": self._episodes,
-            "return_mean": _mean(self._returns),
-            "length_mean": _mean(self._lengths),
-            **{f"signal/{name}": _mean(values) for name, values in self._signals.items()},
-            **split,
-            **{f"loss/{name}": value for name, value in losses.items()},
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        """The newest episodes and their count."""
-        return {
-            "returns": list(self._returns),
-            "lengths": list(self._lengths),
-            "signals": {name: list(values) for name, values in self._signals.items()},
-            "episodes": self._episodes,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
-        self._returns.extend(state["returns"])
-        self._lengths.extend(state["lengths"])
-        self._signals = {name: deque(values, maxlen=self._newest) for name, values in state["signals"].items()}
-        self._episodes = state["episodes"]
-
-
-def _mean(values: deque[Any]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-class _Examiner:
-    """Evaluates with environments and a seed of its own; its environments are built at the first evaluation."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self._config = config
-        self._environment: Environment | None = None
-
-    def examine(self, policy: Policy) -> Evaluation:
-        """Greedy evaluation: the same episodes every time."""
-        if self._environment is None:
-            self._environment = evaluation_environment(self._config, self._config.eval_episodes)
-        seed = derive(self._config.seed, "evaluation")
-        return evaluate(policy, self._environment, episodes=self._config.eval_episodes, seed=seed)
-
-    def close(self) -> None:
-        """Close its environments."""
-        if self._environment is not None:
-            self._environment.close()

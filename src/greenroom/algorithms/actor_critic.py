@@ -122,6 +122,7 @@ class A2C:
         self.config, self.policy = config, policy
         self.rewards = Rewards(config.discounting, policy, num_envs)
         self.updater = Updater(config.optimizer, policy, num_envs=num_envs, total_steps=total_steps)
+        self.updaters = (self.updater,)
         self._parts = Parts(policy=policy, rewards=self.rewards, updater=self.updater)
 
     def learn(self, rollout: Rollout) -> dict[str, Tensor]:
@@ -188,6 +189,7 @@ class VTrace:
         self.config, self.policy = config, policy
         self.rewards = Rewards(config.discounting, policy, num_envs)
         self.updater = Updater(config.optimizer, policy, num_envs=num_envs, total_steps=total_steps)
+        self.updaters = (self.updater,)
         self._parts = Parts(policy=policy, rewards=self.rewards, updater=self.updater)
 
     def learn(self, rollout: Rollout) -> dict[str, Tensor]:

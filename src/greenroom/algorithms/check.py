@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greenroom.algorithms import Algorithm, AlgorithmConfig
+from greenroom.algorithms import Algorithm, AlgorithmConfig, updaters_of
 from greenroom.errors import UserError
 from greenroom.networks import Mlp
 from greenroom.policy import Actor, PolicyConfig
@@ -70,6 +70,14 @@ def check_algorithm(
     _require(
         _same(algorithm.state_dict(), resumed.state_dict()), "after load_state_dict, learn led to another state_dict"
     )
+    algorithm.load_state_dict(state)
+    algorithm.learn(second)
+    _require(
+        _same(algorithm.state_dict(), resumed.state_dict()),
+        "load_state_dict of an earlier state left something of what was learned since: a run could not be rolled back",
+    )
+    if hasattr(algorithm, "updaters"):
+        _check_updaters(algorithm, builder.build(seed), second)
 
 
 @dataclass(frozen=True)
@@ -154,6 +162,18 @@ def _random_array(spec: ArraySpec, lead: tuple[int, ...], source: torch.Generato
 
 def _parameters(algorithm: Algorithm) -> dict[str, Tensor]:
     return {name: param.detach().clone() for name, param in algorithm.policy.named_parameters()}
+
+
+def _check_updaters(algorithm: Algorithm, other: Algorithm, rollout: Rollout) -> None:
+    """All parameters stand still at a learning rate of zero, and the scale is part of the checkpoint."""
+    for updater in updaters_of(algorithm):
+        updater.scale = 0.0
+    other.load_state_dict(copy.deepcopy(algorithm.state_dict()))
+    _require(all(updater.scale == 0.0 for updater in updaters_of(other)), "an updater's scale is not in state_dict")
+    before = _parameters(other)
+    rate = other.learn(rollout).get("learning_rate", torch.tensor(0.0))
+    _require(float(rate) == 0.0, "the metric learning_rate is not that of the updaters")
+    _require(_same(_parameters(other), before), "`updaters` are not all that move the parameters")
 
 
 def _check_metrics(metrics: dict[str, Tensor]) -> None:

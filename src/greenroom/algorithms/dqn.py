@@ -85,6 +85,7 @@ class DQN:
         )
         self.target = config.target.build(policy)
         self.updater = Updater(config.optimizer, policy, num_envs=num_envs, total_steps=total_steps)
+        self.updaters = (self.updater,)
         self.draws = config.drawing.build()
         self._generator = generator(seed, "learning", device=device)
         self._report = Report("loss", "q_mean", "error", "grad_norm", device=device)

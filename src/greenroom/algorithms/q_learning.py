@@ -148,6 +148,7 @@ class QLearner:
         self.epochs, self.minibatches = epochs, minibatches
         self.rewards = Rewards(config.discounting, policy, num_envs)
         self.updater = Updater(config.optimizer, policy, num_envs=num_envs, total_steps=total_steps)
+        self.updaters = (self.updater,)
         self._generator = generator(seed, "learning", device=policy.epsilon.device)
         self._parts = Parts(
             policy=policy, target=target, rewards=self.rewards, updater=self.updater, generator=self._generator

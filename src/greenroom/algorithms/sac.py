@@ -94,6 +94,7 @@ class SAC:
             Updater(config.optimizer, module, num_envs=num_envs, total_steps=total_steps)
             for module in (policy.actor, self.temperature)
         )
+        self.updaters = (self.critics.updater, self._actor_updater, self._temperature_updater)
         self._generator = generator(seed, "learning", device=device)
         self._report = Report(
             "critic_loss", "q_mean", "grad_norm", "actor_loss", "entropy", "temperature", device=device
@@ -110,8 +111,7 @@ class SAC:
 
     def learn(self, rollout: Rollout) -> dict[str, Tensor]:
         """The updates that are due; returns their mean metrics, scalars on the device, at first zeros."""
-        updaters = (self.critics.updater, self._actor_updater, self._temperature_updater)
-        rate, *_ = [updater.advance(rollout.reward.numel()) for updater in updaters]
+        rate, *_ = [updater.advance(rollout.reward.numel()) for updater in self.updaters]
         metrics = self._report([self._update() for _ in self.critics.take_in(rollout)])
         return metrics | {"learning_rate": rate, "replay_size": torch.tensor(float(len(self.critics.replay)))}
 

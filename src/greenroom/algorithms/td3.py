@@ -77,6 +77,7 @@ class TD3:
         )
         self.target = config.critics.target.build(policy.actor)
         self._updater = Updater(config.optimizer, policy.actor, num_envs=num_envs, total_steps=total_steps)
+        self.updaters = (self._updater, self.critics.updater)
         self._generator = generator(seed, "learning", device=device)
         self._report = Report("critic_loss", "q_mean", "grad_norm", "actor_loss", device=device)
         self._parts = Parts(
@@ -90,7 +91,7 @@ class TD3:
 
     def learn(self, rollout: Rollout) -> dict[str, Tensor]:
         """The updates that are due; returns their mean metrics, scalars on the device, at first zeros."""
-        rate, _ = [updater.advance(rollout.reward.numel()) for updater in (self._updater, self.critics.updater)]
+        rate, _ = [updater.advance(rollout.reward.numel()) for updater in self.updaters]
         metrics = self._report([self._update(number) for number in self.critics.take_in(rollout)])
         return metrics | {"learning_rate": rate, "replay_size": torch.tensor(float(len(self.critics.replay)))}
 

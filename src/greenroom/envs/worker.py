@@ -89,7 +89,9 @@ def main(worker: int, descriptor: int, memory: int, parent: int, tied: bool) -> 
         parent: Process id of the parent.
         tied: Whether the kernel may end this process with the parent's thread that started it.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    # What a terminal or a cluster tells the whole group of processes is for the parent to act upon.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     _end_with_parent(descriptor, parent, tied)
     line = Line(descriptor)
     try:
