@@ -50,6 +50,8 @@ class Train:
     """A config.yaml to start from, instead of a preset."""
     run_dir: Path | None = None
     """The run's folder, new or empty; by default a new one under runs/."""
+    profile: bool = False
+    """Record a few updates into the run's profile.json, which https://ui.perfetto.dev opens."""
     quiet: bool = False
     """Print nothing while training."""
     debug: bool = False
@@ -158,7 +160,7 @@ def _train(words: list[str]) -> None:
     from greenroom.session import launch
 
     config = dataclasses.replace(options.run, env=options.env)
-    _show(launch(config, run_dir=options.run_dir, quiet=options.quiet))
+    _show(launch(config, run_dir=options.run_dir, quiet=options.quiet, profile=options.profile))
 
 
 def _train_defaults(words: list[str], own: dict[str, Any]) -> Train:

@@ -108,6 +108,11 @@ class RunFolder:
         return self.path / "curve.png"
 
     @property
+    def profile(self) -> Path:
+        """A trace of some updates, if it was asked for."""
+        return self.path / "profile.json"
+
+    @property
     def environment(self) -> Path:
         """What the run ran on: `describe_environment`."""
         return self.path / "environment.json"

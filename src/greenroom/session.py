@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import deque
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from greenroom.folder import RunFolder, write_json, write_text
 from greenroom.log import Kind, Record, Sink, make_sinks, require
 from greenroom.machine import keep_freed_memory
 from greenroom.policy import Policy
+from greenroom.profiling import train_profiled
 from greenroom.seeding import derive
 from greenroom.training import Run, train
 from greenroom.types import Progress
@@ -40,13 +42,16 @@ class Outcome:
     """Beside the conventional methods, for environments that have some."""
 
 
-def launch(config: RunConfig, *, run_dir: str | Path | None = None, quiet: bool = False) -> Outcome:
+def launch(
+    config: RunConfig, *, run_dir: str | Path | None = None, quiet: bool = False, profile: bool = False
+) -> Outcome:
     """Train from scratch, to the end or until interrupted.
 
     Args:
         config: everything that determines the run.
         run_dir: its folder, new or empty; None: a new one under `runs/`.
         quiet: print nothing.
+        profile: record a few updates into `profile.json`, for Perfetto.
 
     Raises:
         UserError: something in `config` does not fit, or `run_dir` is taken. Nothing is overwritten.
@@ -60,7 +65,8 @@ def launch(config: RunConfig, *, run_dir: str | Path | None = None, quiet: bool 
         folder = RunFolder.create(path, env=config.env, algo=config.algo, seed=config.seed)
         write_text(folder.config, text)
         folder.write_environment()
-        return _Session(run, folder, display, resumed_at=None).conduct()
+        news = train_profiled(run, folder.profile, display.say) if profile else train(run)
+        return _Session(run, folder, display, resumed_at=None).conduct(news)
     finally:
         run.close()
 
@@ -96,7 +102,7 @@ def resume(run_dir: str | Path, *, total_steps: int | None = None, quiet: bool =
         folder.rewind(run.env_steps)
         session = _Session(run, folder, display, resumed_at=run.env_steps)
         session.load_state_dict(state["session"])
-        return session.conduct()
+        return session.conduct(train(run))
     finally:
         run.close()
 
@@ -144,15 +150,19 @@ class _Session:
         """Continue the log."""
         self._window.load_state_dict(state["window"])
 
-    def conduct(self) -> Outcome:
-        """Train until the steps are taken or someone asks to stop, then report."""
+    def conduct(self, news: Iterator[Progress]) -> Outcome:
+        """Train until the steps are taken or someone asks to stop, then report.
+
+        Args:
+            news: what `train(run)` yields.
+        """
         keep_freed_memory()
         names = ("jsonl", *self.config.sinks)
         self._sinks = make_sinks(names, self.folder, to_dict(self.config), resumed_at=self._resumed_at)
         try:
             with self.display, interrupts(self.display.say) as stop:
                 before = self.run.env_steps
-                for progress in train(self.run):
+                for progress in news:
                     self._window.add(progress)
                     record: dict[str, object] = {}
                     if self._window.due or self.run.finished or stop.requested:
