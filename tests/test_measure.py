@@ -65,8 +65,8 @@ def scripted(clock: Clock, costs: Iterator[float], *, steps: int = 10, told: lis
 
 
 def test_a_rate_is_the_median_of_slices(clock: Clock) -> None:
-    # Building, a slice to warm up and one that is timed; then a part before each slice.
-    costs = [50.0, 1.0, 1.0, 1.0, 1.0, 9.0, 2.0, 9.0, 4.0]
+    # A slice to warm up and one that is timed; then a part before each slice.
+    costs = [1.5, 0.5, 1.0, 1.0, 9.0, 2.0, 9.0, 4.0]
     rate = interleaved({"it": scripted(clock, iter(costs))}, seconds=6.0, repeats=3)["it"]
     assert rate.repeats == 3
     assert rate.seconds == 2.0 + 2.0 + 4.0
@@ -88,6 +88,13 @@ def test_slices_are_taken_in_turn(clock: Clock) -> None:
     rates = interleaved({name: work(name) for name in "ab"}, seconds=3.0, repeats=3)
     assert [name for name, _ in itertools.groupby(turns)] == list("ababab")
     assert rates["a"].steps_per_second == rates["b"].steps_per_second == 1.0
+
+
+def test_slices_end_when_time_is_up(clock: Clock) -> None:
+    works = {"slow": scripted(clock, itertools.repeat(5.0)), "quick": scripted(clock, itertools.repeat(1.0))}
+    rates = interleaved(works, seconds=4.0, repeats=4, at_most=20.0)
+    # A part to warm up and one that is timed: 10 + 2 seconds, and as much in the second round.
+    assert [rates[name].repeats for name in works] == [2, 2]
 
 
 def test_everything_is_closed_after_an_error(clock: Clock) -> None:

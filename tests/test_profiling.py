@@ -115,7 +115,8 @@ def test_who_stops_in_the_middle_gets_what_was_recorded(runs: Any, tmp_path: Pat
 
 
 def test_the_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = "train CartPole-v1 --stage inline --algo a2c --num-envs 4 --rollout-length 3 --total-steps 240 --eval-episodes 4 --profile"
-    assert main([*words.split(), "--sinks", "--run-dir", str(tmp_path / "run")]) == 0
-    assert f"profile: {tmp_path / 'run' / 'profile.json'}" in capsys.readouterr().err
-    assert all(spans(tmp_path / "run" / "profile.json").values())
+    words = "--stage inline --algo a2c --num-envs 4 --rollout-length 3 --total-steps 240 --eval-episodes 4 --sinks"
+    folder = tmp_path / "run"
+    assert main(["train", "CartPole-v1", *words.split(), "--profile", "--run-dir", str(folder)]) == 0
+    assert f"profile: {folder / 'profile.json'}" in capsys.readouterr().err
+    assert all(spans(folder / "profile.json").values())

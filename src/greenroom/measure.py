@@ -8,6 +8,7 @@ machine that others use slows all of them alike, and quotes ratios.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack
@@ -53,7 +54,7 @@ class Rate:
     spread: float
     """Interquartile range of the slices' rates, as a share of their median."""
     split: dict[str, float] = field(default_factory=dict)
-    """Share of the measured time in each of `env`, `act`, `learn`, `wait`, as far as there is such a thing. What is
+    """Share of the measured time in each of `env`, `act`, `learn`, `wait`; of a single simulator's in `reset`. What is
     missing to 1 is the loop's own; with `collect=overlap` parts run beside each other and add up to more."""
 
     @property
@@ -109,7 +110,9 @@ def parallel_bound(single: float) -> float:
     return available_cores() * single
 
 
-def interleaved(works: Mapping[str, Work], *, seconds: float, repeats: int) -> dict[str, Rate]:
+def interleaved(
+    works: Mapping[str, Work], *, seconds: float, repeats: int, at_most: float = math.inf
+) -> dict[str, Rate]:
     """Measure several works in turn, A B C A B C …, and close them.
 
     Every work has its own number of torch's threads; the caller's is as before afterwards, also after an error.
@@ -119,17 +122,21 @@ def interleaved(works: Mapping[str, Work], *, seconds: float, repeats: int) -> d
         seconds: of each work, all slices together, their untimed beginnings not counted. It takes longer where one part
             of a work is longer than a slice.
         repeats: slices of each.
+        at_most: seconds after which no further round of slices is begun, however few there have been.
 
     Returns:
         The median rate of each.
     """
     meters = {name: _Meter(work) for name, work in works.items()}
+    begin = time.perf_counter()
     with ExitStack() as stack:
         for meter in meters.values():
             stack.callback(meter.close)
         for _ in range(repeats):
             for meter in meters.values():
                 meter.take(seconds / repeats)
+            if time.perf_counter() - begin > at_most:
+                break
         return {name: meter.rate() for name, meter in meters.items()}
 
 
@@ -150,9 +157,7 @@ class _Meter:
         outer = torch.get_num_threads()
         torch.set_num_threads(self._threads)
         try:
-            if not self._slices:
-                next(self._work)
-            # The first of all takes longer to warm up: memory, threads, kernels that are chosen by trying.
+            # The first of all begins with building what is measured, and warms up memory, threads and kernels.
             self._parts(_LEAD_IN * seconds if self._slices else seconds)
             self._slices.append(self._parts(seconds))
         finally:
@@ -216,24 +221,26 @@ def _plain_loop(factory: Factory) -> Work:
         space = simulator.action_space
         space.seed(0)
         obs, info = simulator.reset(seed=0)
-        if (mask := _mask(obs, info)) is None:
+        if (mask := mask_of(obs, info)) is None:
             actions = itertools.cycle([space.sample() for _ in range(_ACTIONS)])
         while True:
-            steps, until = 0, time.perf_counter() + _CHUNK_SECONDS
+            steps, resetting, until = 0, 0.0, time.perf_counter() + _CHUNK_SECONDS
             while time.perf_counter() < until:
                 action = next(actions) if mask is None else space.sample(mask)
                 obs, _, terminated, truncated, info = simulator.step(action)
                 steps += 1
                 if terminated or truncated:
+                    before = time.perf_counter()
                     obs, info = simulator.reset()
+                    resetting += time.perf_counter() - before
                 if mask is not None:
-                    mask = _mask(obs, info)
-            yield Part(steps=steps)
+                    mask = mask_of(obs, info)
+            yield Part(steps=steps, split={"reset": resetting})
     finally:
         simulator.close()
 
 
-def _mask(obs: Any, info: Any) -> Any:
+def mask_of(obs: Any, info: Any) -> Any:
     """The mask of allowed actions as Gymnasium's spaces take it, None where there is none."""
     found = obs.get(MASK) if isinstance(obs, dict) else None
     found = info.get(MASK) if found is None else found
