@@ -107,7 +107,7 @@ def test_every_setting_is_an_option_with_help(capsys: pytest.CaptureFixture[str]
         assert len(shown[name].split("(default:")[0].split()) > 4, f"{name} has no help: {shown[name]}"
 
 
-@pytest.mark.parametrize("command", ["train", "resume", "evaluate", "compare", "list"])
+@pytest.mark.parametrize("command", ["train", "resume", "evaluate", "compare", "list", "doctor"])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
@@ -119,7 +119,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 def test_the_usage_names_every_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 0
     out = capsys.readouterr().out
-    assert all(f" {command} " in out for command in ("train", "resume", "evaluate", "compare", "list"))
+    assert all(f" {command} " in out for command in ("train", "resume", "evaluate", "compare", "list", "doctor"))
 
 
 @pytest.mark.parametrize(
