@@ -262,8 +262,8 @@ class Rigged(OpenRuns):
     def trial(self, configs: Sequence[RunConfig]) -> list[Rate | UserError]:
         return [self._rate(config) for config in configs]
 
-    def verdict(self, configs: Sequence[RunConfig]) -> list[Rate | UserError]:
-        return [self._rate(config, 1.1) for config in configs]
+    def verdict(self, needed: Sequence[RunConfig], others: Sequence[RunConfig]) -> list[Rate | UserError]:
+        return [self._rate(config, 1.1) for config in (*needed, *others)]
 
     def _rate(self, config: RunConfig, factor: float = 1.0) -> Rate | UserError:
         if config.num_envs > 16:
@@ -298,8 +298,8 @@ def test_a_suggestion_is_what_was_measured_at_the_end(monkeypatch: pytest.Monkey
 
 def test_a_winner_that_was_noise_is_not_suggested(monkeypatch: pytest.MonkeyPatch) -> None:
     class Fickle(Rigged):
-        def verdict(self, configs: Sequence[RunConfig]) -> list[Rate | UserError]:
-            return [rate(100.0) for _ in configs]
+        def verdict(self, needed: Sequence[RunConfig], others: Sequence[RunConfig]) -> list[Rate | UserError]:
+            return [rate(100.0) for _ in (*needed, *others)]
 
     monkeypatch.setattr(diagnosis, "OpenRuns", Fickle)
     result = diagnose(OWN)
@@ -329,6 +329,13 @@ def test_long_rollouts_are_measured_with_short_ones() -> None:
     with OpenRuns(1e-9) as runs:
         whole = dataclasses.replace(config, policy=recurrent)
         assert runs.measurable(whole) == (whole, ""), "there minibatches are of sequences"
+
+
+def test_what_there_is_no_time_to_start_is_left_out() -> None:
+    with OpenRuns(1e-9) as runs:
+        needed, other = runs.verdict([OWN], [dataclasses.replace(OWN, num_envs=16)])
+    assert isinstance(needed, Rate)
+    assert isinstance(other, UserError) and str(other) == "no time was left to try it"
 
 
 def test_a_run_that_cannot_be_built_is_an_answer() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +63,9 @@ class Diagnosis:
     beyond: tuple[Suggestion, ...]
     """What is faster still, on top of the suggestion, and changes learning."""
     trials: tuple[Trial, ...]
-    """Everything that the search tried."""
+    """Everything that was tried, or was to be."""
+    complete: bool
+    """Whether the search had time for every kind of setting."""
     symptoms: tuple[Symptom, ...]
     """What is known to hurt."""
     shortened: str
@@ -83,6 +84,7 @@ class Diagnosis:
             "microseconds": self.own.microseconds,
             "suggestion": None if self.suggestion is None else dataclasses.asdict(self.suggestion),
             "beyond": [dataclasses.asdict(one) for one in self.beyond],
+            "complete": self.complete,
             "trials": [_plain(trial) for trial in self.trials],
             "symptoms": [dataclasses.asdict(one) for one in self.symptoms],
             "shortened": self.shortened,
@@ -129,6 +131,8 @@ class Diagnosis:
         return table
 
     def _advice(self) -> Iterator[str]:
+        if not self.complete:
+            yield "time was up before all settings were tried: a larger --budget tries more"
         if self.suggestion is None:
             yield "suggestion: keep your settings; nothing that learns the same was found to be faster"
         else:
@@ -155,21 +159,20 @@ def diagnose(config: RunConfig, *, seconds: float = 40.0, say: Say = say_nothing
     Raises:
         UserError: the run cannot be built as it is.
     """
-    begin, cores = time.monotonic(), available_cores()
+    cores = available_cores()
     own, stage = _resolved(config)
     say("watching one environment …")
     vitals = watch(own.env, own.env_kwargs)
     with OpenRuns(seconds) as runs:
         own, shortened = runs.measurable(own)
         say("trying other settings …")
-        best, trials = search(
-            own, runs.trial, cores=cores, in_time=lambda: time.monotonic() - begin < _SEARCH_ENDS * seconds
-        )
+        best, trials = search(own, runs.trial, cores=cores, in_time=lambda: runs.elapsed < _SEARCH_ENDS)
+        complete = runs.elapsed < _SEARCH_ENDS
         say("measuring one environment, all of them, the learner and the whole loop, each alone …")
         alone = runs.alone(own)
         say("measuring what was found, in turn with your settings …")
         more = list(beyond(best, cores))
-        found, best_found, *more_found = runs.verdict([own, best, *more])
+        found, best_found, *more_found = runs.verdict([own, best], more)
     own_rate, best_rate = _sound(found), _sound(best_found)
     ventured = [
         Trial(config=other, against=best, found=rate, beat=best_rate)
@@ -192,7 +195,8 @@ def diagnose(config: RunConfig, *, seconds: float = 40.0, say: Say = say_nothing
             for trial in ventured
             if isinstance(trial.found, Rate) and trial.gain > WORTH_IT
         ),
-        trials=tuple(trials),
+        trials=(*trials, *ventured),
+        complete=complete,
         symptoms=tuple(symptoms(own, vitals, alone["single"], alone["own"], [*trials, *ventured])),
         shortened=shortened,
     )

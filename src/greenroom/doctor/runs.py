@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -29,6 +30,8 @@ class _Care:
 
 _ALONE, _TRIAL, _VERDICT = _Care(0.03, 4, 0.2), _Care(0.015, 3, 0.1), _Care(0.045, 6, 0.3)
 _GLANCE = _Care(0.0, 1, 0.0)
+_LAST_START = 0.7
+"""Share of the time given after which nothing is started any more that can be left out."""
 _LONGEST_UPDATE = 0.01
 """Share of the time given that one update may take."""
 
@@ -41,7 +44,7 @@ class OpenRuns:
     """
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+        self._seconds, self._begin = seconds, time.monotonic()
         self._threads = torch.get_num_threads()
         self._open: dict[str, tuple[Work, int]] = {}
 
@@ -76,9 +79,14 @@ class OpenRuns:
         self._close(set(self._open) - {_key(configs[0]), _key(configs[fastest])})
         return rates
 
-    def verdict(self, configs: Sequence[RunConfig]) -> list[Rate | UserError]:
-        """The same, measured longer."""
-        return self._rates(configs, _VERDICT)
+    def verdict(self, needed: Sequence[RunConfig], others: Sequence[RunConfig]) -> list[Rate | UserError]:
+        """The same, measured longer; of `others` those that there is time to start."""
+        return self._rates([*needed, *others], _VERDICT, needed=len(needed))
+
+    @property
+    def elapsed(self) -> float:
+        """Share of the time given that has passed."""
+        return (time.monotonic() - self._begin) / self._seconds
 
     def measurable(self, config: RunConfig) -> tuple[RunConfig, str]:
         """The run, or where its updates take too long one with shorter rollouts, and in words what is shorter.
@@ -102,11 +110,13 @@ class OpenRuns:
             f"takes {update:.1f} s"
         )
 
-    def _rates(self, configs: Sequence[RunConfig], care: _Care) -> list[Rate | UserError]:
+    def _rates(self, configs: Sequence[RunConfig], care: _Care, needed: int | None = None) -> list[Rate | UserError]:
         works: dict[str, Work] = {}
         problems: dict[str, UserError] = {}
-        for config in configs:
+        for place, config in enumerate(configs):
             try:
+                if needed is not None and place >= needed and self.elapsed > _LAST_START:
+                    raise UserError("no time was left to try it")
                 works[repr(config)] = self._work(config)
             except UserError as problem:
                 problems[repr(config)] = problem
