@@ -21,6 +21,7 @@ from tyro.conf import Positional
 
 from greenroom import live
 from greenroom.algorithms import AlgorithmConfig
+from greenroom.commands_doctor import Doctor, doctor
 from greenroom.config import KINDS, SEAMS, RunConfig, component, load_file, narrowed, parse_yaml, widened
 from greenroom.errors import EXIT_CODES, ExitCode, UserError, nearest
 from greenroom.networks import NetworkConfig
@@ -54,6 +55,8 @@ class Train:
     """A config.yaml to start from, instead of a preset."""
     run_dir: Path | None = None
     """The run's folder, new or empty; by default a new one under runs/."""
+    profile: bool = False
+    """Record a few updates into the run's profile.json, which https://ui.perfetto.dev opens."""
     quiet: bool = False
     """Print nothing while training."""
     debug: bool = False
@@ -159,18 +162,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(words: list[str]) -> ExitCode:
-    own, words = _environment_arguments(words)
-    defaults = narrowed(_train_defaults(words, own))
-    options = widened(tyro.cli(type(defaults), args=words, default=defaults, prog="greenroom train", config=_MARKERS))
+    options = _run_options(Train, words, "greenroom train")
     from greenroom.session import launch
 
-    config = dataclasses.replace(options.run, env=options.env)
-    return _show(launch(config, run_dir=options.run_dir, quiet=options.quiet))
+    return _show(launch(options.run, run_dir=options.run_dir, quiet=options.quiet, profile=options.profile))
 
 
-def _train_defaults(words: list[str], own: dict[str, Any]) -> Train:
+def _doctor(words: list[str]) -> None:
+    doctor(words, lambda: _run_options(Doctor, words, "greenroom doctor"))
+
+
+def _run_options(command: type, words: list[str], prog: str) -> Any:
+    """The options of a command with a `run` and an `env`, which is put into the run's configuration."""
+    own, words = _environment_arguments(words)
+    defaults = narrowed(_run_defaults(command, words, own))
+    options = widened(tyro.cli(type(defaults), args=words, default=defaults, prog=prog, config=_MARKERS))
+    return dataclasses.replace(options, run=dataclasses.replace(options.run, env=options.env))
+
+
+def _run_defaults(command: type, words: list[str], own: dict[str, Any]) -> Any:
     """The options' defaults depend on some of the options: read those first, leave all errors to the real parser."""
-    chosen, env = _first_reading(words)
+    chosen, env = _first_reading(command, words)
     config = _start(env, chosen)
     if own:
         config = dataclasses.replace(config, env_kwargs=config.env_kwargs | own)
@@ -181,7 +193,7 @@ def _train_defaults(words: list[str], own: dict[str, Any]) -> Train:
         optimizer = component(OptimizerConfig, chosen.optimizer)()
         algorithm: Any = config.algorithm
         config = dataclasses.replace(config, algorithm=dataclasses.replace(algorithm, optimizer=optimizer))
-    return Train(env=config.env, run=config)
+    return command(env=config.env, run=config)
 
 
 _CHOICES = {"--algo": AlgorithmConfig, "--network": NetworkConfig, "--optimizer": OptimizerConfig}
@@ -199,11 +211,11 @@ def _components(words: list[str]) -> list[type]:
     return found
 
 
-def _first_reading(words: list[str]) -> tuple[argparse.Namespace, str | None]:
+def _first_reading(command: type, words: list[str]) -> tuple[argparse.Namespace, str | None]:
     """The options' values as words, and the environment: the word that is neither an option nor an option's value."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     choices: dict[str, list[str]] = {}
-    for kind in _with_parts(Train, *KINDS.values(), *_components(words)):
+    for kind in _with_parts(command, *KINDS.values(), *_components(words)):
         for name, hint in typing.get_type_hints(kind).items():
             if name in choices or name == "env":
                 continue
@@ -374,6 +386,7 @@ _COMMANDS: dict[str, tuple[type, Callable[[list[str]], ExitCode | None]]] = {
     "evaluate": (Evaluate, _evaluate),
     "compare": (Compare, _compare),
     "list": (List, _list),
+    "doctor": (Doctor, _doctor),
     **live.COMMANDS,
 }
 """Name → its options, and what it does with the words after its name: None, if it went well, is `ExitCode.DONE`."""

@@ -117,6 +117,11 @@ class RunFolder:
         return self.path / "curve.png"
 
     @property
+    def profile(self) -> Path:
+        """A trace of some updates, if it was asked for."""
+        return self.path / "profile.json"
+
+    @property
     def interventions(self) -> Path:
         """One JSON object for each time that someone intervened in the run. History: a resumed run keeps all."""
         return self.path / "interventions.jsonl"

@@ -34,7 +34,7 @@ class Overlapped:
         self._learned = _tensors(policy)
         acting = copy.deepcopy(policy)
         self._acted = _tensors(acting)
-        self._collector = make_collector(acting)
+        self.collector = make_collector(acting)
         self._waited = 0.0
         self._queue: deque[Future[Rollout]] = deque()
         self._threads = torch.get_num_threads()
@@ -45,7 +45,7 @@ class Overlapped:
     @property
     def time_split(self) -> dict[str, float]:
         """`env` and `act` pass in the thread, beside `learn`; `wait` is the learner's."""
-        return {**self._collector.time_split, "wait": self._waited}
+        return {**self.collector.time_split, "wait": self._waited}
 
     def __next__(self) -> Rollout:
         """Order the rollout that the weights as they are will act for, and wait for the oldest one."""
@@ -61,31 +61,31 @@ class Overlapped:
         with torch.no_grad():
             for mine, theirs in zip(self._acted, weights, strict=True):
                 mine.copy_(theirs)
-        self._collector.version = version
-        return next(self._collector)
+        self.collector.version = version
+        return next(self.collector)
 
     @property
     def can_snapshot(self) -> bool:
         """Whether a resumed run continues the very same episodes."""
-        return self._collector.can_snapshot
+        return self.collector.can_snapshot
 
     def state_dict(self) -> dict[str, Any]:
         """Where acting stands, and the rollouts that wait for the learner. Waits until they are collected."""
         queue = [_to_dict(waiting.result()) for waiting in self._queue]
-        return {"collector": self._collector.state_dict(), "queue": queue, "version": self.version}
+        return {"collector": self.collector.state_dict(), "queue": queue, "version": self.version}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`. What is being collected meanwhile is dropped."""
         for waiting in self._queue:
             waiting.exception()  # waits; whatever went wrong, it no longer counts
-        self._collector.load_state_dict(state["collector"])
+        self.collector.load_state_dict(state["collector"])
         self.version = state["version"]
-        self._queue = deque(_done(_from_dict(saved, self._collector.device)) for saved in state["queue"])
+        self._queue = deque(_done(_from_dict(saved, self.collector.device)) for saved in state["queue"])
 
     def close(self) -> None:
         """End the thread, then close all environments."""
         self._worker.shutdown(cancel_futures=True)
-        self._collector.close()
+        self.collector.close()
         torch.set_num_threads(self._threads)
 
 

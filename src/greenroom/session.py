@@ -10,7 +10,7 @@ import dataclasses
 import math
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,18 +29,23 @@ from greenroom.journal import Complaint, Journal
 from greenroom.log import require
 from greenroom.machine import keep_freed_memory
 from greenroom.outcome import Ending, Outcome
+from greenroom.profiling import train_profiled
 from greenroom.recovery import choose, kinds, restore
 from greenroom.training import Run, train
+from greenroom.types import Progress
 from greenroom.window import Window
 
 
-def launch(config: RunConfig, *, run_dir: str | Path | None = None, quiet: bool = False) -> Outcome:
+def launch(
+    config: RunConfig, *, run_dir: str | Path | None = None, quiet: bool = False, profile: bool = False
+) -> Outcome:
     """Train from scratch, to the end or until interrupted.
 
     Args:
         config: everything that determines the run.
         run_dir: its folder, new or empty; None: a new one under `runs/`.
         quiet: print nothing.
+        profile: record a few updates into `profile.json`, for Perfetto.
 
     Raises:
         UserError: something in `config` does not fit, or `run_dir` is taken. Nothing is overwritten.
@@ -55,7 +60,8 @@ def launch(config: RunConfig, *, run_dir: str | Path | None = None, quiet: bool 
         with folder.held():
             write_text(folder.config, text)
             folder.write_environment()
-            return _Session(run, folder, display, resumed_at=None).conduct()
+            news = train_profiled(run, folder.profile, display.say) if profile else train(run)
+            return _Session(run, folder, display, resumed_at=None).conduct(news)
     finally:
         run.close()
 
@@ -110,7 +116,7 @@ def _continue(folder: RunFolder, config: RunConfig, display: Display) -> Outcome
         folder.rewind(run.env_steps)
         session = _Session(run, folder, display, resumed_at=run.env_steps)
         session.load_state_dict(state["session"])
-        return session.conduct()
+        return session.conduct(train(run))
     finally:
         run.close()
 
@@ -146,8 +152,12 @@ class _Session:
         """Continue the log."""
         self._window.load_state_dict(state["window"])
 
-    def conduct(self) -> Outcome:
-        """Train until the steps are taken or something ends it first, then report."""
+    def conduct(self, news: Iterator[Progress]) -> Outcome:
+        """Train until the steps are taken or something ends it first, then report.
+
+        Args:
+            news: what `train(run)` yields.
+        """
         keep_freed_memory()
         evaluation, comparison = None, None
         try:
@@ -157,7 +167,7 @@ class _Session:
                 control(self.folder.path, self.display.say) as line,
             ):
                 before = self.run.env_steps
-                for progress in train(self.run):
+                for progress in news:
                     self._window.add(progress)
                     self._log(progress.env_steps, due=self._window.due)
                     if _passed(self.config.eval_every, before, progress.env_steps) and not self.run.finished:

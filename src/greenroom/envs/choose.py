@@ -72,7 +72,7 @@ def make(
         raise UserError(f"num_envs must be at least 1, not {num_envs}")
     if num_workers is not None and num_workers < 1:
         raise UserError(f"num_workers must be at least 1, not {num_workers}")
-    choice = _choose(env, num_envs, stage, num_workers, given)
+    choice = choose(env, num_envs, stage, num_workers, given)
     environment = _build(env, choice, num_envs, given, device)
     say(f"stage: {choice.stage}{f' × {choice.num_workers}' if choice.stage == 'workers' else ''} ({choice.reason})")
     return environment
@@ -98,7 +98,8 @@ def list_environments() -> dict[str, list[str]]:
     }
 
 
-def _choose(env: Source, num_envs: int, stage: str, num_workers: int | None, kwargs: Mapping[str, Any]) -> Choice:
+def choose(env: Source, num_envs: int, stage: str, num_workers: int | None, kwargs: Mapping[str, Any]) -> Choice:
+    """The stage that `make` would build for the same arguments."""
     if stage not in STAGES:
         raise UserError(f"unknown stage {stage!r}{nearest(stage, STAGES)}")
     best = _only_stage(env)
