@@ -111,6 +111,28 @@ class Compare:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measure how fast greenroom is on this machine: ratios within one run. Let nothing else run meanwhile."""
+
+    suites: Positional[tuple[str, ...]]
+    """Suites of `--list`; all of them if none is named."""
+    seconds: float | None = None
+    """For each thing that is measured; by default the suite's own."""
+    repeats: int | None = None
+    """Slices of each thing, taken in turn; by default the suite's own."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where greenroom learns."""
+    output: Path | None = None
+    """A folder for one JSON file a suite."""
+    json: bool = False
+    """Print one JSON object a suite and nothing else."""
+    list: bool = False
+    """Show the suites and stop."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class List:
     """Show environments, algorithms and presets, or one environment's own arguments."""
 
@@ -326,6 +348,31 @@ def _compare(words: list[str]) -> None:
         Console().print(result.table())
 
 
+def _bench(words: list[str]) -> None:
+    options = tyro.cli(Bench, args=words, prog="greenroom bench")
+    from greenroom.bench.suites import SUITES, run, settings_for
+
+    console = Console()
+    if options.list:
+        for name, suite in SUITES.items():
+            console.print(f"[bold]{name}[/bold]: {suite.about}", highlight=False)
+        return
+    # All that may be wrong is found before anything is measured.
+    chosen = {
+        name: settings_for(name, seconds=options.seconds, repeats=options.repeats, device=options.device)
+        for name in options.suites or SUITES
+    }
+    for name, settings in chosen.items():
+        report = run(name, settings)
+        if options.json:
+            print(json.dumps(report.to_json()))
+        else:
+            for table in report.findings.tables:
+                console.print(table.rich())
+        if options.output is not None:
+            report.write(options.output)
+
+
 def _list(words: list[str]) -> None:
     options = tyro.cli(List, args=words, prog="greenroom list")
     from greenroom.envs.choose import list_environments
@@ -360,6 +407,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "resume": _resume,
     "evaluate": _evaluate,
     "compare": _compare,
+    "bench": _bench,
     "list": _list,
 }
 
@@ -368,6 +416,6 @@ def _print_usage() -> None:
     console = Console()
     console.print("greenroom COMMAND …   (greenroom COMMAND --help tells its options)\n", markup=False)
     table = Table(box=None, show_header=False)
-    for name, kind in zip(_COMMANDS, (Train, Resume, Evaluate, Compare, List), strict=True):
+    for name, kind in zip(_COMMANDS, (Train, Resume, Evaluate, Compare, Bench, List), strict=True):
         table.add_row(name, (kind.__doc__ or "").split("\n")[0])
     console.print(table)
