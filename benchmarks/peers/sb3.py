@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from common import TASKS, Clock, options, report
 
 args = options((*TASKS, "lost-sales-ppo"))
@@ -13,7 +15,6 @@ import torch
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
-
 from tasks import LostSales
 
 torch.set_num_threads(args.threads)
@@ -103,8 +104,6 @@ if args.ppo:
 else:
     learner = A2C(kind, Vector(batch), **common)
 clock = Clock(args)
-try:
+with contextlib.suppress(Enough):
     learner.learn(10**9, callback=Ticking(clock))
-except Enough:
-    pass
 report(clock, "stable-baselines3", f"{called}; torch {args.threads} threads")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 # Python puts this script's folder first, where `skrl` is this file.
@@ -120,9 +121,7 @@ agent = counting(PPO if args.ppo else A2C)(
     cfg=cfg,
 )
 clock = Clock(args)
-try:
+with contextlib.suppress(Enough):
     trainer = SequentialTrainerCfg(timesteps=10**9, headless=True, disable_progressbar=True)
     SequentialTrainer(env=env, agents=agent, cfg=trainer).train()
-except Enough:
-    pass
 report(clock, "skrl", f"{called}; torch {args.threads} threads")

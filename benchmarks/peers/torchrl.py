@@ -1,5 +1,4 @@
-"""TorchRL's A2C and PPO losses with its collector, one network for actor and critic, on ALE's
-vector or Gymnasium's SyncVectorEnv."""
+"""TorchRL's A2C and PPO losses and collector, one network for both, on ALE's vector or Gymnasium's SyncVectorEnv."""
 
 from __future__ import annotations
 

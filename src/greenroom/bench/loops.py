@@ -68,8 +68,8 @@ def against_bound(
         title=title,
         about=(
             f"Agent steps per second, learning included; median of {settings.repeats} slices taken in turn, and what "
-            "each part costs an agent step. Environments, and acting with learning, are measured alone; bound: one after "
-            f"the other. {target}"
+            "each part costs an agent step. Environments, and acting with learning, are measured alone; bound: one "
+            f"after the other. {target}"
         ),
         headings=("", "steps/s", "÷ bound", "÷ env", "spread", *(f"{part} µs" for part in _PARTS)),
         rows=tuple(rows),
