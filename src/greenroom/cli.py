@@ -348,6 +348,10 @@ def _compare(words: list[str]) -> None:
         Console().print(result.table())
 
 
+_BENCH_WIDTH = 110
+"""Columns that the benchmark's tables need; a narrower terminal breaks their lines, which is better than hiding digits."""
+
+
 def _bench(words: list[str]) -> None:
     options = tyro.cli(Bench, args=words, prog="greenroom bench")
     from greenroom.bench.suites import SUITES, run, settings_for
@@ -362,6 +366,7 @@ def _bench(words: list[str]) -> None:
         name: settings_for(name, seconds=options.seconds, repeats=options.repeats, device=options.device)
         for name in options.suites or SUITES
     }
+    console = Console(width=max(console.width, _BENCH_WIDTH))
     for name, settings in chosen.items():
         report = run(name, settings)
         if options.json:

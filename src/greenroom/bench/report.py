@@ -17,6 +17,7 @@ from greenroom import folder
 from greenroom.errors import UserError
 from greenroom.measure import Rate
 
+_SPACE = "\N{NARROW NO-BREAK SPACE}"
 Cell = str | float | None
 """A word, a number, or nothing to say."""
 
@@ -43,7 +44,7 @@ class Table:
             ["---"] * len(self.headings),
             *([shown(cell) for cell in row] for row in self.rows),
         ]
-        return [f"#### {self.title}", "", self.about, "", *(f"| {' | '.join(line)} |" for line in lines), ""]
+        return [f"### {self.title}", "", self.about, "", *(f"| {' | '.join(line)} |" for line in lines), ""]
 
     def rich(self) -> rich.table.Table:
         """The same for the terminal."""
@@ -52,7 +53,7 @@ class Table:
         )
         for column, heading in enumerate(self.headings):
             words = any(isinstance(row[column], str) for row in self.rows)
-            made.add_column(heading, justify="left" if words else "right", no_wrap=not words or not column)
+            made.add_column(heading, justify="left" if words else "right", no_wrap=column < len(self.headings) - 1)
         for row in self.rows:
             made.add_row(*(shown(cell) for cell in row))
         return made
@@ -162,15 +163,15 @@ def read(path: Path) -> Report:
 
 
 def shown(cell: Cell) -> str:
-    """A cell as people read it: numbers with three significant digits, thousands apart."""
+    """A cell as people read it: numbers with three significant digits, at most four decimals, thousands apart."""
     if cell is None:
         return "–"
     if isinstance(cell, str):
         return cell
     if not cell:
         return "0"
-    digits = 2 - math.floor(math.log10(abs(cell)))
-    return f"{round(cell, digits):,.{max(0, digits)}f}".replace(",", " ")
+    digits = min(4, 2 - math.floor(math.log10(abs(cell))))
+    return f"{round(cell, digits):,.{max(0, digits)}f}".replace(",", _SPACE)
 
 
 def ratio(part: Rate | None, whole: float | None) -> float | None:
