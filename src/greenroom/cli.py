@@ -349,7 +349,7 @@ def _compare(words: list[str]) -> None:
 
 
 _BENCH_WIDTH = 110
-"""Columns that the benchmark's tables need; a narrower terminal breaks their lines, which is better than hiding digits."""
+"""Columns that its tables need: a narrower terminal breaks their lines, which is better than hiding digits."""
 
 
 def _bench(words: list[str]) -> None:

@@ -59,8 +59,8 @@ def simulators(settings: Settings) -> Findings:
         summary.append(row)
     table = Table(
         title="Python simulators, 64 environments: greenroom's automatic choice",
-        about="All cores: cores × one loop. Sync, Async: Gymnasium's vectors; SB3: SubprocVecEnv. Best: of all stages and "
-        "numbers of workers. Targets: from 50 µs at least 0.85 of all cores; Async and SB3 8 times on CartPole and 4 "
+        about="All cores: cores × one loop. Sync, Async: Gymnasium's vectors; SB3: SubprocVecEnv. Best: of all stages "
+        "and numbers of workers. Targets: from 50 µs at least 0.85 of all cores; Async and SB3 8 times on CartPole, 4 "
         "times at 50 µs; Sync at least once; at least 0.9 of the best.",
         headings=("", "steps/s", "÷ all cores", "÷ Sync", "÷ Async", "÷ SB3", "÷ best", "chosen", "best"),
         rows=tuple(summary),
