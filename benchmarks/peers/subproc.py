@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("--kwargs", nargs="*", default=[], metavar="NAME=NUMBER")
     parser.add_argument("--num-envs", type=int, required=True)
     parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--warm-up", type=float, default=0.5)
     given = parser.parse_args()
     kwargs = {name: int(value) for name, value in (word.split("=") for word in given.kwargs)}
     # Forked: the fastest start, and what steps is the same.
@@ -27,7 +28,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     actions = [rng.integers(vector.action_space.n, size=given.num_envs) for _ in range(64)]
     vector.reset()
-    steps, begin, warm = 0, 0.0, time.perf_counter() + 0.2 * given.seconds
+    steps, begin, warm = 0, 0.0, time.perf_counter() + given.warm_up
     while not begin or time.perf_counter() - begin < given.seconds:
         vector.step(actions[steps % 64])
         steps += given.num_envs

@@ -25,6 +25,8 @@ WAYS: tuple[Way, ...] = ("sync", "double", "overlap")
 ROOT = Path(__file__).resolve().parents[3]
 """The repository; of an installed package there is none."""
 SCRIPTS, ENVIRONMENTS = ROOT / "benchmarks" / "peers", ROOT / ".venv-peers"
+_WARM_UP = 3.0
+"""Seconds of training, and one update at least, before anything is counted; never longer than the counting."""
 PEERS = {
     "sb3": "Stable-Baselines3",
     "skrl": "skrl",
@@ -106,6 +108,7 @@ def _row(
 def ask_own(config: RunConfig, settings: Settings) -> Answer | str:
     """greenroom, in a process of its own as the peers are."""
     command = [sys.executable, "-m", "greenroom.bench.once", "--seconds", str(settings.seconds)]
+    command += ["--warm-up", str(min(_WARM_UP, settings.seconds))]
     return ask(command, limit=_limit(settings), text=dump(config))
 
 
@@ -124,6 +127,7 @@ def ask_script(environment: str, script: Path, words: list[str], settings: Setti
     if not python.exists():
         return "not installed: make bench-peers does it"
     command = [str(python), str(script), *words, "--seconds", str(settings.seconds)]
+    command += ["--warm-up", str(min(_WARM_UP, settings.seconds))]
     return ask(command, limit=_limit(settings), environment={"PYTHONPATH": str(ROOT / "src")})
 
 

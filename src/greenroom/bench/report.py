@@ -174,6 +174,6 @@ def shown(cell: Cell) -> str:
     return f"{round(cell, digits):,.{max(0, digits)}f}".replace(",", _SPACE)
 
 
-def ratio(part: Rate | None, whole: float | None) -> float | None:
-    """How many times `whole` the rate is; None where either was not measured."""
-    return None if part is None or not whole else part.steps_per_second / whole
+def ratio(rate: Rate, whole: float) -> float | None:
+    """How many times `whole` the rate is; None where `whole` was not measured, and so is 0."""
+    return rate.steps_per_second / whole if whole else None

@@ -53,7 +53,7 @@ SUITES: dict[str, Suite] = {
         repeats=6,
     ),
     "scale": Suite(
-        about="16 to 4096 actors: time and memory of each; the start of a run", measure=scale, seconds=4, repeats=2
+        about="16 to 4096 actors: time and memory of each; the start of a run", measure=scale, seconds=3, repeats=2
     ),
     "peers": Suite(
         about="A2C and PPO beside other frameworks, each at its best", measure=peers, seconds=8, repeats=2, learns=False
