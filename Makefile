@@ -16,7 +16,7 @@ STUDIES := lost-sales control family lag race pong pong-pqn pong-dqn paac time-t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test lint clean $(addprefix study-,$(STUDIES))
+.PHONY: help train test lint bench bench-peers bench-gpu clean $(addprefix study-,$(STUDIES))
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,20 @@ lint: $(TEST) ## Style, format, types and the floors that modules may import fro
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(TEST) ## A quarter of an hour on an idle machine: ratios of speed, into docs/performance.md.
+	PYTHON=$(BIN)/python benchmarks/set_up.sh sb3
+	$(BIN)/greenroom bench $(or $(ARGS),atari simulators device scale) --output docs/results/bench
+	$(BIN)/python benchmarks/page.py
+
+bench-peers: $(TEST) ## The same beside other frameworks; installs each into an environment of its own.
+	PYTHON=$(BIN)/python benchmarks/set_up.sh
+	$(BIN)/greenroom bench peers $(ARGS) --output docs/results/bench
+	$(BIN)/python benchmarks/page.py
+
+bench-gpu: $(CORE) ## The suites that learn, on a GPU.
+	$(BIN)/greenroom bench $(or $(ARGS),atari device scale) --device cuda --output docs/results/bench
+	$(BIN)/python benchmarks/page.py
 
 study-lost-sales: $(STUDY) ## Hours: lost sales at five lead times and penalties, five seeds each.
 	$(BIN)/python studies/lost_sales.py $(ARGS)
@@ -67,8 +81,8 @@ study-paac: $(STUDY) ## Hours: the paac preset on Breakout.
 	$(BIN)/python studies/atari.py paac $(ARGS)
 
 clean: ## Remove environments, caches and build products; runs stay.
-	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	find src tests studies -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) .venv-peers build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find src tests studies benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(CORE): pyproject.toml constraints.txt
 	@tools/set_up.sh $(VENV)

@@ -65,7 +65,7 @@ def rejected(words: list[str], capsys: Capture, said_by_others: str = "") -> str
         (["broken_envs:observes_text"], "observation space", "Text"),
         (["broken_envs:unbounded_action"], "action space", "finite bounds"),
         (["CartPole-v1", "--stage", "native"], "'CartPole-v1' has no native stage", "Use --stage auto"),
-        (["CartPole-v1", "--stage", "device"], "no device environment 'CartPole-v1'", "known: lost-sales"),
+        (["CartPole-v1", "--stage", "device"], "no device environment 'CartPole-v1'", "did you mean 'cartpole'"),
         (["lost-sales", "--stage", "inline"], "is a device environment", "use --stage device or auto"),
         (
             ["CartPole-v1", "--stage", "workers", "--num-workers", "3"],

@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 
 from greenroom import checkpoint
 from greenroom.cli import main
+from greenroom.commands.live import parse_change
 from greenroom.config import load_file
 from greenroom.control import LIMIT, SOCKET, NoAnswer, NotLive, Request, ask, control, parse
 from greenroom.errors import ExitCode, UserError
 from greenroom.folder import RunFolder, trainer_of
-from greenroom.live import parse_change
 from greenroom.status import look
 
 

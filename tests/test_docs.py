@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from greenroom.cli import main
+from greenroom.commands.live import COMMANDS
 from greenroom.errors import EXIT_CODES
-from greenroom.live import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from greenroom import live
 from greenroom.algorithms import AlgorithmConfig
-from greenroom.commands_doctor import Doctor, doctor
+from greenroom.commands import live
+from greenroom.commands.bench import Bench, bench
+from greenroom.commands.doctor import Doctor, doctor
 from greenroom.config import KINDS, SEAMS, RunConfig, component, load_file, narrowed, parse_yaml, widened
 from greenroom.errors import EXIT_CODES, ExitCode, UserError, nearest
 from greenroom.networks import NetworkConfig
@@ -387,6 +388,7 @@ _COMMANDS: dict[str, tuple[type, Callable[[list[str]], ExitCode | None]]] = {
     "compare": (Compare, _compare),
     "list": (List, _list),
     "doctor": (Doctor, _doctor),
+    "bench": (Bench, bench),
     **live.COMMANDS,
 }
 """Name → its options, and what it does with the words after its name: None, if it went well, is `ExitCode.DONE`."""

@@ -56,6 +56,8 @@ class Rate:
     split: dict[str, float] = field(default_factory=dict)
     """Share of the measured time in each of `env`, `act`, `learn`, `wait`; of a single simulator's in `reset`. What is
     missing to 1 is the loop's own; with `collect=overlap` parts run beside each other and add up to more."""
+    slices: tuple[float, ...] = ()
+    """The rate of every slice, in the order in which they were taken."""
 
     @property
     def microseconds(self) -> dict[str, float]:
@@ -189,6 +191,7 @@ class _Meter:
             split={
                 name: sum(part.split[name] for _, part in self._slices) / total for name in self._slices[0][1].split
             },
+            slices=tuple(rates.tolist()),
         )
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from greenroom import seeding
 from greenroom.envs.base import EpisodeTracker
+from greenroom.envs.cartpole import CartPole
 from greenroom.envs.lost_sales import LostSales
 from greenroom.envs.model import Model, State
 from greenroom.envs.probes import PROBES
@@ -177,6 +178,7 @@ def _probe(name: str) -> Model:
 
 DEVICE_ENVIRONMENTS: dict[str, Callable[..., Model]] = {
     "lost-sales": LostSales,
+    "cartpole": CartPole,
     **{name: partial(_probe, name) for name in PROBES},
 }
 """Name → what makes the model: a frozen dataclass of parameters, or a function without any."""

@@ -1,0 +1,123 @@
+"""The whole loop beside what its parts allow: the suites `atari` and `device`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from greenroom.bench.peers import WAYS, Task, Way, ask_peer
+from greenroom.bench.report import Cell, Findings, Settings, Table, ratio
+from greenroom.config import RunConfig
+from greenroom.measure import Rate, bound, environment, interleaved, learner, whole
+from greenroom.networks import Impala, Nature, NetworkConfig, Nips
+from greenroom.presets import preset
+
+_PARTS = ("env", "act", "learn", "wait")
+_ENVIRONMENT, _LEARNER = "environments", "act and learn"
+
+
+def atari(settings: Settings) -> Findings:
+    """PAAC on Pong. On a GPU with more actors, and the larger networks too."""
+    config = dataclasses.replace(preset("paac", "ALE/Pong-v5"), device=settings.device)
+    if settings.device == "cpu":
+        return against_bound(
+            "Atari, PAAC (nips, 32 actors, 5 steps)",
+            config,
+            WAYS,
+            settings,
+            target="Target: `sync` ÷ bound at least 0.9.",
+        )[0]
+    config = dataclasses.replace(config, num_envs=256)
+    found = Findings()
+    networks: dict[str, NetworkConfig] = {"nips": Nips(), "nature": Nature(), "impala × 2": Impala(width=2)}
+    for name, network in networks.items():
+        chosen = dataclasses.replace(config, policy=dataclasses.replace(config.policy, network=network))
+        title = f"Atari, PAAC ({name}, 256 actors, 5 steps)"
+        found += against_bound(title, chosen, WAYS, settings, target="Target with nips: ÷ env at least 0.9.")[0]
+    return found
+
+
+def device(settings: Settings) -> Findings:
+    """PPO on tasks that are tensors, beside Stable-Baselines3's on the same in numpy; on a GPU, greenroom alone."""
+    found = Findings()
+    goal = "Target: `sync` ÷ bound at least 0.6; on a GPU, 10 million steps/s."
+    for env, task in {"lost-sales": "lost-sales-ppo", "cartpole": "cartpole-ppo"}.items():
+        for num_envs in (4096,) if settings.device == "cpu" else (4096, 65536):
+            config = dataclasses.replace(preset("inventory", env), num_envs=num_envs, device=settings.device)
+            title = f"{env}, PPO ({num_envs} actors)"
+            loop, rates = against_bound(title, config, ("sync", "overlap"), settings, target=goal)
+            found += loop
+        if settings.device == "cpu":
+            found += _beside_sb3(env, task, rates["sync"], settings)
+    return found
+
+
+def against_bound(
+    title: str, config: RunConfig, ways: tuple[Way, ...], settings: Settings, *, target: str
+) -> tuple[Findings, Mapping[str, Rate]]:
+    """A run's rate in several ways of collecting, as shares of what its two halves allow one after the other.
+
+    Returns:
+        The table, and the rate of each way by its name.
+    """
+    works = {_ENVIRONMENT: environment(config), _LEARNER: learner(config)}
+    works |= {way: whole(dataclasses.replace(config, collect=way)) for way in ways}
+    rates = interleaved(works, seconds=settings.seconds, repeats=settings.repeats)
+    allowed = bound(rates[_ENVIRONMENT].steps_per_second, rates[_LEARNER].steps_per_second)
+    alone = rates[_ENVIRONMENT].steps_per_second
+    rows: list[tuple[Cell, ...]] = [_row(name, rates[name], allowed, alone) for name in (_ENVIRONMENT, _LEARNER)]
+    rows.append(("bound", allowed, 1.0, allowed / alone, None, *[None] * len(_PARTS)))
+    rows += [_row(way, rates[way], allowed, alone) for way in ways]
+    table = Table(
+        title=title,
+        about=(
+            f"Agent steps per second, learning included; median of {settings.repeats} slices taken in turn, and what "
+            "each part costs an agent step. Environments, and acting with learning, are measured alone; bound: one "
+            f"after the other. {target}"
+        ),
+        headings=("", "steps/s", "÷ bound", "÷ env", "spread", *(f"{part} µs" for part in _PARTS)),
+        rows=tuple(rows),
+    )
+    return Findings(tables=(table,), slices={f"{title}: {name}": rate.slices for name, rate in rates.items()}), rates
+
+
+def _row(name: str, rate: Rate, allowed: float, alone: float) -> tuple[Cell, ...]:
+    costs: Mapping[str, float] = rate.microseconds
+    return (
+        name,
+        rate.steps_per_second,
+        ratio(rate, allowed),
+        ratio(rate, alone),
+        rate.spread,
+        *(costs.get(part) for part in _PARTS),
+    )
+
+
+_SB3_SIZES = {"64 actors": (64, 96), "1024 actors": (1024, 24), "4096 actors": (4096, 24)}
+"""Settings of Stable-Baselines3 that are tried: actors and rollout length."""
+_SB3_MINIBATCH = 6144
+"""Rows: greenroom's own on these tasks."""
+
+
+def _beside_sb3(env: str, task: str, own: Rate, settings: Settings) -> Findings:
+    """Stable-Baselines3's PPO with the same number of epochs: its fastest of several settings is what counts."""
+    rows: list[tuple[Cell, ...]] = [("greenroom, sync", own.steps_per_second, 1.0, "4096 actors, 2 epochs")]
+    slices: dict[str, tuple[float, ...]] = {}
+    for name, (num_envs, length) in _SB3_SIZES.items():
+        parts = max(1, num_envs * length // _SB3_MINIBATCH)
+        sized = Task(task=task, num_envs=num_envs, rollout_length=length, epochs=2, minibatches=parts)
+        answer = ask_peer("sb3", sized, settings)
+        if isinstance(answer, str):
+            rows.append((f"Stable-Baselines3, {name}", None, None, answer))
+            continue
+        slices[f"{env}: SB3, {name}"] = (answer.steps_per_second,)
+        times = own.steps_per_second / answer.steps_per_second
+        rows.append((f"Stable-Baselines3, {name}", answer.steps_per_second, times, answer.setting))
+    table = Table(
+        title=f"{env}, PPO: beside Stable-Baselines3",
+        about=f"The same task as a batch of numpy, 2 epochs, minibatches of up to {_SB3_MINIBATCH}. Target: at least 8 "
+        "times its best setting.",
+        headings=("", "steps/s", "greenroom is × this", "how"),
+        rows=tuple(rows),
+    )
+    return Findings(tables=(table,), slices=slices)

@@ -1,0 +1,70 @@
+"""One run's speed in a process of its own: `python -m greenroom.bench.once < config.yaml` prints what `scripts` reads.
+
+Besides the rate: `resident`, the process's memory in bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import greenroom
+from greenroom.bench.scripts import Answer
+from greenroom.config import RunConfig, load
+from greenroom.machine import keep_freed_memory
+from greenroom.training import Run, train
+
+_ENDLESS = 10**12
+"""Agent steps that no measurement takes."""
+
+
+def measure(config: RunConfig, *, seconds: float, warm_up: float) -> Answer:
+    """Train for `warm_up` seconds and at least one update, then count for `seconds`."""
+    keep_freed_memory()
+    said: list[str] = []
+    run = Run(dataclasses.replace(config, total_steps=_ENDLESS), say=said.append)
+    try:
+        steps, begin, warm = 0, 0.0, time.perf_counter() + warm_up
+        for progress in train(run):
+            now = time.perf_counter()
+            if not begin:
+                steps, begin = (progress.env_steps, now) if now >= warm else (0, 0.0)
+            elif now - begin >= seconds:
+                break
+        if run.device.type == "cuda":
+            torch.cuda.synchronize()
+        taken = time.perf_counter() - begin
+        more = {"resident": float(resident())}
+        how = f"{config.collect}; {said[0].removeprefix('stage: ')}"
+        return Answer(steps=run.env_steps - steps, seconds=taken, version=greenroom.__version__, setting=how, more=more)
+    finally:
+        run.close()
+
+
+def resident() -> int:
+    """This process's memory in bytes, as far as it lies in the machine's; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def main() -> None:
+    """Read a config, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--warm-up", type=float, default=3.0)
+    given = parser.parse_args()
+    answer = measure(load(sys.stdin.read(), "standard input"), seconds=given.seconds, warm_up=given.warm_up)
+    print(json.dumps(dataclasses.asdict(answer)))
+
+
+if __name__ == "__main__":
+    main()

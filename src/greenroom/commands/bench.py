@@ -1,0 +1,65 @@
+"""`greenroom bench`: suites of measurements, as tables or as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.console import Console
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measure how fast greenroom is on this machine: ratios within one run. Let nothing else run meanwhile."""
+
+    suites: Positional[tuple[str, ...]]
+    """Suites of `--list`; all of them if none is named."""
+    seconds: float | None = None
+    """For each thing that is measured; by default the suite's own."""
+    repeats: int | None = None
+    """Slices of each thing, taken in turn; by default the suite's own."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where greenroom learns."""
+    output: Path | None = None
+    """A folder for one JSON file a suite."""
+    json: bool = False
+    """Print one JSON object a suite and nothing else."""
+    list: bool = False
+    """Show the suites and stop."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+_WIDTH = 110
+"""Columns that its tables need: a narrower terminal breaks their lines, which is better than hiding digits."""
+
+
+def bench(words: list[str]) -> None:
+    """Run the command on the words after its name."""
+    options = tyro.cli(Bench, args=words, prog="greenroom bench")
+    from greenroom.bench.suites import SUITES, run, settings_for
+
+    console = Console()
+    if options.list:
+        for name, suite in SUITES.items():
+            console.print(f"[bold]{name}[/bold]: {suite.about}", highlight=False)
+        return
+    # All that may be wrong is found before anything is measured.
+    chosen = {
+        name: settings_for(name, seconds=options.seconds, repeats=options.repeats, device=options.device)
+        for name in options.suites or SUITES
+    }
+    console = Console(width=max(console.width, _WIDTH))
+    for name, settings in chosen.items():
+        report = run(name, settings)
+        if options.json:
+            print(json.dumps(report.to_json()))
+        else:
+            for table in report.findings.tables:
+                console.print(table.rich())
+        if options.output is not None:
+            report.write(options.output)
