@@ -6,8 +6,6 @@ import dataclasses
 import io
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,9 +72,10 @@ def test_the_search_keeps_what_is_faster() -> None:
         found *= {("inline", 0): 1.0, ("workers", 4): 3.0}.get((config.stage, config.num_workers), 0.5)
         return found * (1.2 if config.collect == "double" else 1.0)
 
-    best, trials = search(OWN, measured(speed), cores=4)
+    best, trials, complete = search(OWN, measured(speed), cores=4)
     assert best == dataclasses.replace(OWN, threads=1, stage="workers", num_workers=4, collect="double")
     assert words(OWN, best) == "--stage workers --num-workers 4 --threads 1 --collect double"
+    assert complete
     # Everything was measured beside what it had to beat, and only once.
     assert all(trial.beat == rate(speed(trial.against)) for trial in trials)
     assert len({repr(trial.config) for trial in trials}) == len(trials)
@@ -84,13 +83,13 @@ def test_the_search_keeps_what_is_faster() -> None:
 
 
 def test_noise_is_not_an_improvement() -> None:
-    best, trials = search(OWN, measured(lambda config: 104.0 if config.threads == 1 else 100.0), cores=4)
+    best, trials, _ = search(OWN, measured(lambda config: 104.0 if config.threads == 1 else 100.0), cores=4)
     assert best == OWN
     assert max(trial.gain for trial in trials) == pytest.approx(1.04)
 
 
 def test_what_cannot_be_built_is_told_and_left_alone() -> None:
-    best, trials = search(OWN, measured(lambda config: 0.0 if config.stage == "workers" else 100.0), cores=2)
+    best, trials, _ = search(OWN, measured(lambda config: 0.0 if config.stage == "workers" else 100.0), cores=2)
     assert best == OWN
     problems = [str(trial.found) for trial in trials if trial.config.stage == "workers"]
     assert problems and set(problems) == {"it cannot be"}
@@ -99,13 +98,14 @@ def test_what_cannot_be_built_is_told_and_left_alone() -> None:
 
 
 def test_when_time_is_up_only_fewer_threads_are_tried() -> None:
-    _, trials = search(OWN, measured(lambda config: 100.0), cores=4, in_time=lambda: False)
+    _, trials, complete = search(OWN, measured(lambda config: 100.0), cores=4, in_time=lambda: False)
     assert [trial.config.threads for trial in trials] == [1, 2]
+    assert not complete
 
 
 def test_there_is_nothing_to_choose_for_a_device_environment_but_threads_and_collection() -> None:
     own = dataclasses.replace(OWN, env="lost-sales", stage="auto", num_envs=7)
-    _, trials = search(own, measured(lambda config: 100.0), cores=4)
+    _, trials, _ = search(own, measured(lambda config: 100.0), cores=4)
     assert {trial.config.stage for trial in trials} == {"auto"}
     assert {trial.config.collect for trial in trials} == {"sync"}, "an odd number of actors has no halves"
 
@@ -115,7 +115,7 @@ def test_there_is_nothing_to_choose_for_a_device_environment_but_threads_and_col
 )
 def test_older_weights_are_suggested_only_where_they_do_no_harm(algorithm: Any, minds: bool) -> None:
     own = dataclasses.replace(OWN, algorithm=algorithm)
-    _, trials = search(own, measured(lambda config: 100.0), cores=2)
+    _, trials, _ = search(own, measured(lambda config: 100.0), cores=2)
     assert ("overlap" in {trial.config.collect for trial in trials}) is not minds
     assert ("overlap" in {config.collect for config in beyond(own, 2)}) is minds
     assert [config.num_envs for config in beyond(own, 2)][:2] == [16, 32]
@@ -123,7 +123,7 @@ def test_older_weights_are_suggested_only_where_they_do_no_harm(algorithm: Any, 
 
 def test_atari_tries_emulator_threads() -> None:
     own = dataclasses.replace(OWN, env="ALE/Pong-v5", stage="auto")
-    _, trials = search(own, measured(lambda config: 100.0), cores=4)
+    _, trials, _ = search(own, measured(lambda config: 100.0), cores=4)
     assert {trial.config.num_workers for trial in trials} == {0, 2, 8}
 
 
@@ -306,9 +306,17 @@ def test_a_winner_that_was_noise_is_not_suggested(monkeypatch: pytest.MonkeyPatc
     assert result.suggestion is None and result.beyond == ()
 
 
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads and processes that wait for each other may take for ever where other tests have the cores."""
+    monkeypatch.setattr(diagnosis, "available_cores", lambda: 1)
+    monkeypatch.setattr("greenroom.doctor.search.stages", lambda config, cores: iter(()))
+
+
+@pytest.mark.usefixtures("alone")
 def test_a_real_diagnosis_leaves_everything_as_it_was() -> None:
     threads = torch.get_num_threads()
-    config = dataclasses.replace(OWN, env="CartPole-v1", stage="auto", threads=1)
+    config = dataclasses.replace(OWN, env="CartPole-v1", threads=1)
     said: list[str] = []
     result = diagnose(config, seconds=1.0, say=said.append)
     assert torch.get_num_threads() == threads
@@ -406,15 +414,12 @@ def test_logs_that_tell_nothing(tmp_path: Path) -> None:
         explain(broken)
 
 
-def test_the_command_measures_and_explains(tmp_path: Path) -> None:
-    """As a person calls it, in a process of its own; the environment prints, and nobody hears it."""
-    words = "--algo a2c --num-envs 4 --rollout-length 4 --stage inline --hidden 8 --threads 1 --device cpu"
-    doctor = [sys.executable, "-m", "greenroom", "doctor"]
-    place = Path(__file__).parent
-    call = [*doctor, "test_doctor:Talker", *words.split(), "--budget", "0.5", "--json"]
-    answer = subprocess.run(call, capture_output=True, text=True, cwd=place, timeout=100)
-    assert answer.returncode == 0, answer.stderr
-    result = json.loads(answer.stdout)
+@pytest.mark.usefixtures("alone")
+def test_the_command_measures(capfd: pytest.CaptureFixture[str]) -> None:
+    """The environment prints, and nobody hears it."""
+    words = "--algo a2c --num-envs 4 --rollout-length 4 --stage inline --hidden 8 --device cpu --threads 1"
+    assert main(["doctor", "test_doctor:Talker", *words.split(), "--budget", "0.5", "--json"]) == 0
+    result = json.loads(capfd.readouterr().out)
     assert {"rates", "bound", "suggestion", "beyond", "trials", "symptoms"} <= result.keys()
     assert "the environment prints" in [symptom["what"] for symptom in result["symptoms"]]
 

@@ -16,6 +16,7 @@ from greenroom import measure
 from greenroom.algorithms import ALGORITHMS
 from greenroom.algorithms.actor_critic import A2CConfig, VTraceConfig
 from greenroom.config import RunConfig
+from greenroom.doctor.symptoms import watch
 from greenroom.envs.inline import InlineEnvironment
 from greenroom.errors import EnvironmentFault, UserError
 from greenroom.measure import Part, Work, interleaved
@@ -250,6 +251,17 @@ def test_an_environment_that_fails_is_closed(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(EnvironmentFault, match="the conveyor jammed"):
             rate(dataclasses.replace(config, env_kwargs=kwargs), **BRIEF)
         assert told == ["closed"]
+
+
+def test_a_single_environment_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(gym_envs.Counter, "close", lambda self: told.append("closed"))
+    monkeypatch.setattr(gym_envs.Counter, "step", lambda self, action: 1 / 0)
+    with pytest.raises(EnvironmentFault, match="gym_envs:Counter, stepped by itself, raised ZeroDivisionError"):
+        measure.single_rate("gym_envs:Counter", **BRIEF)
+    with pytest.raises(EnvironmentFault, match="gym_envs:Counter, stepped by itself, raised ZeroDivisionError"):
+        watch("gym_envs:Counter", {})
+    assert told == ["closed", "closed"]
 
 
 def test_bounds(monkeypatch: pytest.MonkeyPatch) -> None:

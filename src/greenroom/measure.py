@@ -10,11 +10,12 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from greenroom.envs.check import RandomActor
 from greenroom.envs.device import DEVICE_ENVIRONMENTS
 from greenroom.envs.gym import Factory
 from greenroom.envs.native import native_for
+from greenroom.errors import EnvironmentFault, UserError
 from greenroom.machine import available_cores, keep_freed_memory
 from greenroom.seeding import derive, generator
 from greenroom.spec import MASK
@@ -221,26 +223,46 @@ def single(env: str, kwargs: Mapping[str, Any] | None = None) -> Work:
 def _plain_loop(factory: Factory) -> Work:
     simulator = factory.build()
     try:
-        space = simulator.action_space
-        space.seed(0)
-        obs, info = simulator.reset(seed=0)
-        if (mask := mask_of(obs, info)) is None:
-            actions = itertools.cycle([space.sample() for _ in range(_ACTIONS)])
-        while True:
-            steps, resetting, until = 0, 0.0, time.perf_counter() + _CHUNK_SECONDS
-            while time.perf_counter() < until:
-                action = next(actions) if mask is None else space.sample(mask)
-                obs, _, terminated, truncated, info = simulator.step(action)
-                steps += 1
-                if terminated or truncated:
-                    before = time.perf_counter()
-                    obs, info = simulator.reset()
-                    resetting += time.perf_counter() - before
-                if mask is not None:
-                    mask = mask_of(obs, info)
-            yield Part(steps=steps, split={"reset": resetting})
+        with blamed(factory.name):
+            yield from _steps_of(simulator)
     finally:
         simulator.close()
+
+
+@contextmanager
+def blamed(env: str) -> Iterator[None]:
+    """Say of any exception within, which comes from a user's simulator stepped as it is, whose it was.
+
+    Raises:
+        EnvironmentFault: in its place.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise EnvironmentFault(f"{env}, stepped by itself, raised {type(error).__name__}: {error}") from error
+
+
+def _steps_of(simulator: gymnasium.Env[Any, Any]) -> Work:
+    space = simulator.action_space
+    space.seed(0)
+    obs, info = simulator.reset(seed=0)
+    if (mask := mask_of(obs, info)) is None:
+        actions = itertools.cycle([space.sample() for _ in range(_ACTIONS)])
+    while True:
+        steps, resetting, until = 0, 0.0, time.perf_counter() + _CHUNK_SECONDS
+        while time.perf_counter() < until:
+            action = next(actions) if mask is None else space.sample(mask)
+            obs, _, terminated, truncated, info = simulator.step(action)
+            steps += 1
+            if terminated or truncated:
+                before = time.perf_counter()
+                obs, info = simulator.reset()
+                resetting += time.perf_counter() - before
+            if mask is not None:
+                mask = mask_of(obs, info)
+        yield Part(steps=steps, split={"reset": resetting})
 
 
 def mask_of(obs: Any, info: Any) -> Any:

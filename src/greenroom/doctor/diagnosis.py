@@ -35,8 +35,10 @@ class Suggestion:
     words: str
     """To type behind `greenroom train ENV …`."""
     rate: Rate
+    against: Rate
+    """Of the run's own settings."""
     gain: float
-    """How many times as fast as the run's own settings."""
+    """How many times as fast."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +139,10 @@ class Diagnosis:
             yield "suggestion: keep your settings; nothing that learns the same was found to be faster"
         else:
             yield f"suggestion: {self.suggestion.words}"
-            yield f"  {count(self.suggestion.rate.steps_per_second)} steps/s, {self.suggestion.gain:.2f}× as fast"
+            yield f"  {_promise(self.suggestion)}"
         for one in self.beyond:
-            rate = count(one.rate.steps_per_second)
-            yield f"changes learning, so it is yours to decide: {one.words}  ({rate} steps/s, {one.gain:.2f}×)"
+            yield f"changes learning, so it is yours to decide: {one.words}"
+            yield f"  {_promise(one)}"
 
     def _symptoms(self) -> Iterator[Text]:
         yield Text("what hurts")
@@ -166,8 +168,7 @@ def diagnose(config: RunConfig, *, seconds: float = 40.0, say: Say = say_nothing
     with OpenRuns(seconds) as runs:
         own, shortened = runs.measurable(own)
         say("trying other settings …")
-        best, trials = search(own, runs.trial, cores=cores, in_time=lambda: runs.elapsed < _SEARCH_ENDS)
-        complete = runs.elapsed < _SEARCH_ENDS
+        best, trials, complete = search(own, runs.trial, cores=cores, in_time=lambda: runs.elapsed < _SEARCH_ENDS)
         say("measuring one environment, all of them, the learner and the whole loop, each alone …")
         alone = runs.alone(own)
         say("measuring what was found, in turn with your settings …")
@@ -213,6 +214,7 @@ def _suggestion(config: RunConfig, other: RunConfig, rate: Rate, own: Rate) -> S
         options=changed(config, other),
         words=words(config, other),
         rate=rate,
+        against=own,
         gain=rate.steps_per_second / own.steps_per_second,
     )
 
@@ -227,6 +229,11 @@ def _resolved(config: RunConfig) -> tuple[RunConfig, str]:
     if chosen.stage == "inline":
         return dataclasses.replace(config, stage="inline", num_workers=0), "inline"
     return config, chosen.stage
+
+
+def _promise(one: Suggestion) -> str:
+    yours = count(one.against.steps_per_second)
+    return f"{count(one.rate.steps_per_second)} steps/s where yours reach {yours}: {one.gain:.2f}× as fast"
 
 
 def _plain(trial: Trial) -> dict[str, object]:

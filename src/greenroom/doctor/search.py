@@ -46,8 +46,8 @@ class Trial:
 
 def search(
     config: RunConfig, measure: Measure, *, cores: int, in_time: Callable[[], bool] = lambda: True
-) -> tuple[RunConfig, list[Trial]]:
-    """The fastest settings found that learn the same, and everything that was tried.
+) -> tuple[RunConfig, list[Trial], bool]:
+    """The fastest settings found that learn the same, everything that was tried, and whether there was time for all.
 
     Args:
         config: where to start; its stage is a particular one, not `auto`.
@@ -60,13 +60,13 @@ def search(
     # and in any case.
     for kind in (fewer_threads, stages, collections, more_threads):
         if kind is not fewer_threads and not in_time():
-            break
+            return best, trials, False
         tried = _trials(best, list(kind(best, cores)), measure)
         trials += tried
         fastest = max(tried, key=lambda trial: trial.gain, default=None)
         if fastest is not None and fastest.gain > WORTH_IT:
             best = fastest.config
-    return best, trials
+    return best, trials, True
 
 
 def _trials(against: RunConfig, others: list[RunConfig], measure: Measure) -> list[Trial]:

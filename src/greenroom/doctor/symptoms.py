@@ -18,7 +18,7 @@ from greenroom.envs.device import DEVICE_ENVIRONMENTS
 from greenroom.envs.gym import Factory, layout_of_env
 from greenroom.envs.native import native_for
 from greenroom.envs.spaces import Leaf
-from greenroom.measure import Rate, mask_of
+from greenroom.measure import Rate, blamed, mask_of
 
 _STEPS = 200
 """Most steps that an environment is watched for, and …"""
@@ -84,14 +84,14 @@ def watch(env: str, kwargs: Mapping[str, Any]) -> Vitals | None:
     """Step one environment with random actions and look; None for native and device environments, which hide nothing.
 
     Raises:
-        UserError: it cannot be built.
+        UserError: it cannot be built, or fails.
     """
     if env in DEVICE_ENVIRONMENTS or native_for(env):
         return None
     simulator = Factory(env=env, kwargs=dict(kwargs)).build()
     try:
         layout = layout_of_env(simulator, 0)
-        with silenced() as silence:
+        with silenced() as silence, blamed(env):
             obs, info = simulator.reset(seed=0)
             steps, until = 0, time.perf_counter() + _SECONDS
             while steps < _STEPS and time.perf_counter() < until:
