@@ -30,15 +30,25 @@ from greenroom.types import Obs
 SRC = Path(__file__).parent.parent / "src"
 
 
+_STRANGERS: set[int] = set()
+"""Children that were there before a test: helpers that Python's multiprocessing keeps for other tests."""
+
+
+@pytest.fixture(autouse=True)
+def strangers() -> None:
+    _STRANGERS.clear()
+    _STRANGERS.update(_children())
+
+
 def _children() -> list[int]:
-    """Process ids of this process's children that are not zombies."""
+    """Process ids of this process's children, those of this test, that are not zombies."""
     found = []
     for task in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent = task.read_text().rpartition(")")[2].split()[:2]
         except (OSError, ValueError):
             continue
-        if int(parent) == os.getpid() and state != "Z":
+        if int(parent) == os.getpid() and state != "Z" and int(task.parent.name) not in _STRANGERS:
             found.append(int(task.parent.name))
     return found
 

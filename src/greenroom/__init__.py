@@ -5,14 +5,14 @@ The public names are loaded when they are first used: worker processes import th
 
 from __future__ import annotations
 
-import os
+import os as _os
 from typing import TYPE_CHECKING
 
-if "OMP_WAIT_POLICY" not in os.environ:
+if "OMP_WAIT_POLICY" not in _os.environ:
     # Threads of tensor operations look for their next task in a busy loop, by default for milliseconds: time that
     # simulators on the same cores lack. Long enough for one operation after another, too short to be in the way. Read
     # when torch is loaded; whoever loads it before greenroom decides.
-    os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+    _os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 if TYPE_CHECKING:
     from greenroom.comparison import compare as compare
