@@ -43,14 +43,14 @@ TABLE: dict[tuple[str, str], Entry] = {
     ("CartPole-v1", "pqn"): Entry(steps=200_000, settings="--algo pqn"),
     ("CartPole-v1", "dqn"): Entry(steps=100_000, settings="--algo dqn", rival="dqn"),
     ("CartPole-v1", "dqn-quantile"): Entry(steps=100_000, settings=_QUANTILES, rival="qrdqn"),
-    ("CartPole-v1", "rainbow"): Entry(steps=100_000, settings=f"{_RAINBOW} --v-min 0 --v-max 100"),
+    ("CartPole-v1", "rainbow"): Entry(steps=100_000, settings=f"{_RAINBOW} --v-min 0 --v-max 10"),
     ("Acrobot-v1", "vtrace"): Entry(steps=200_000, settings="--algo vtrace"),
     ("Acrobot-v1", "nstep-q"): Entry(steps=300_000, settings="--algo nstep-q --rollout-length 8"),
     ("Acrobot-v1", "nstep-sarsa"): Entry(steps=300_000, settings="--algo nstep-sarsa --rollout-length 8"),
     ("Acrobot-v1", "pqn"): Entry(steps=200_000, settings="--algo pqn"),
     ("Acrobot-v1", "dqn"): Entry(steps=100_000, settings="--algo dqn", rival="dqn"),
     ("Acrobot-v1", "dqn-quantile"): Entry(steps=100_000, settings=_QUANTILES, rival="qrdqn"),
-    ("Acrobot-v1", "rainbow"): Entry(steps=100_000, settings=f"{_RAINBOW} --v-min -100 --v-max 0"),
+    ("Acrobot-v1", "rainbow"): Entry(steps=100_000, settings=f"{_RAINBOW} --v-min -10 --v-max 0"),
     ("LunarLander-v3", "a2c"): Entry(steps=500_000, settings="--algo a2c --gamma 0.995", rival="a2c"),
     ("LunarLander-v3", "ppo"): Entry(
         steps=500_000,
@@ -65,7 +65,7 @@ TABLE: dict[tuple[str, str], Entry] = {
     ("LunarLander-v3", "dqn-quantile"): Entry(
         steps=100_000, settings=f"{_QUANTILES} {_WIDE} --gamma 0.995", rival="qrdqn"
     ),
-    ("LunarLander-v3", "rainbow"): Entry(steps=100_000, settings=f"{_RAINBOW} --v-min -300 --v-max 300"),
+    ("LunarLander-v3", "rainbow"): Entry(steps=100_000, settings=f"{_RAINBOW} --v-min -30 --v-max 30"),
     ("Pendulum-v1", "sac"): Entry(steps=20_000, settings="--algo sac", rival="sac"),
     ("Pendulum-v1", "td3"): Entry(steps=20_000, settings="--algo td3", rival="td3"),
     # The zoo has no settings of its own for the next two, and its default starts to learn at once; so do these.
@@ -75,9 +75,9 @@ TABLE: dict[tuple[str, str], Entry] = {
     ("InvertedDoublePendulum-v5", "td3"): Entry(
         steps=50_000, settings="--algo td3 --learning-starts 1000", rival="td3"
     ),
-    ("Hopper-v5", "ppo"): Entry(steps=300_000, settings="--algo ppo", rival="ppo"),
-    ("Hopper-v5", "sac"): Entry(steps=100_000, settings="--algo sac", rival="sac"),
-    ("Hopper-v5", "td3"): Entry(steps=100_000, settings="--algo td3", rival="td3"),
+    ("InvertedPendulum-v5", "ppo"): Entry(steps=100_000, settings="--algo ppo", rival="ppo"),
+    ("InvertedPendulum-v5", "sac"): Entry(steps=20_000, settings="--algo sac --learning-starts 1000", rival="sac"),
+    ("InvertedPendulum-v5", "td3"): Entry(steps=20_000, settings="--algo td3 --learning-starts 1000", rival="td3"),
     ("CartPole-without-velocity", "ppo"): Entry(steps=100_000, settings="--algo ppo"),
     ("CartPole-without-velocity", "ppo-gru"): Entry(steps=100_000, settings=f"{_PPO_MEMORY} --memory gru"),
     ("CartPole-without-velocity", "ppo-lstm"): Entry(

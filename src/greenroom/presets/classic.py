@@ -118,16 +118,17 @@ def dqn(env: str) -> RunConfig:
         rollout_length=16,
         total_steps=100_000,
         algorithm=DQNConfig(
-            drawing=Drawing(batch_size=64, replay_ratio=32.0, learning_starts=1000),
+            reward_scale=0.1,  # returns of some 10, as from clipped rewards: larger ones made learning unsteady
+            drawing=Drawing(batch_size=128, replay_ratio=32.0, learning_starts=1000),
             replay=ReplayConfig(capacity=100_000, n_step=3),
             target=TargetNetwork(target_every=1, tau=0.01),
             exploration=EpsilonGreedy(epsilon_final=(0.04,), epsilon_fraction=0.16),
             optimizer=Adam(learning_rate=1e-3, max_grad_norm=10.0),
         ),
-        policy=PolicyConfig(network=_WIDE),
+        policy=PolicyConfig(network=_WIDE, normalize_obs=True),
     )
 
 
 def rainbow(env: str) -> RunConfig:
     """All of Rainbow."""
-    return all_of_rainbow(dqn(env), v_min=-100.0, v_max=100.0)
+    return all_of_rainbow(dqn(env), v_min=-10.0, v_max=10.0)
