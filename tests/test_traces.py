@@ -54,7 +54,7 @@ def record(algo: str) -> Trace:
     for progress in train(run):
         for name, value in progress.metrics.items():
             metrics.setdefault(name, []).append(float(value))
-        metrics.setdefault("return_sum", []).append(float(progress.episodes.returns.sum()))
+        metrics.setdefault("return_sum", []).append(float(progress.rollout.episodes.returns.sum()))
     parameters = {
         name: [float(part.double().sum()), float(part.double().square().sum()), float(flat[0]), float(flat[-1])]
         for name, part in run.algorithm.policy.state_dict().items()

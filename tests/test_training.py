@@ -164,8 +164,8 @@ def test_progress_keeps_the_clock() -> None:
     assert seconds == sorted(seconds)
     assert seconds[0] > 0
     # Every episode lasts 7 steps: those of 6 actors end at steps 7 and 14, in updates 2 and 4.
-    assert [len(progress.episodes.index) for progress in news] == [0, 6, 0, 6, 0]
-    assert {int(length) for progress in news for length in progress.episodes.lengths} == {7}
+    assert [len(progress.rollout.episodes.index) for progress in news] == [0, 6, 0, 6, 0]
+    assert {int(length) for progress in news for length in progress.rollout.episodes.lengths} == {7}
     last = news[-1]
     assert last.time_split.keys() == {"env", "act", "wait", "learn"}
     assert 0 < sum(last.time_split.values()) <= last.seconds

@@ -97,10 +97,9 @@ def train(run: Run) -> Iterator[Progress]:
             env_steps=run.env_steps,
             updates=run.updates,
             seconds=run.seconds,
-            episodes=rollout.episodes,
+            rollout=rollout,
             metrics=metrics,
             time_split={**run.collector.time_split, "learn": learning},
-            lag=run.updates - 1 - rollout.version,
         )
 
 

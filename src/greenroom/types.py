@@ -155,11 +155,14 @@ class Progress:
     """Calls of `learn` so far."""
     seconds: float
     """Wall-clock of the run so far, earlier sittings included."""
-    episodes: Episodes
-    """The episodes that finished in this rollout."""
+    rollout: Rollout
+    """What was learned from; its memory is valid until the next one is asked for."""
     metrics: dict[str, Tensor]
     """Scalars on the learner's device; reading one waits for the device."""
     time_split: dict[str, float]
     """Seconds spent in `env`, `act`, `learn` and `wait` so far in this sitting."""
-    lag: int
-    """Updates between the weights that acted and those that learned."""
+
+    @property
+    def lag(self) -> int:
+        """Updates between the weights that acted and those that learned."""
+        return self.updates - 1 - self.rollout.version

@@ -33,7 +33,7 @@ class Window:
             self._start = (progress.env_steps, progress.seconds)
             self._split = dict.fromkeys(progress.time_split, 0.0) | self._split
         self._latest, self.unlogged = progress, True
-        ended = progress.episodes
+        ended = progress.rollout.episodes
         self._returns.extend(ended.returns.tolist())
         self._lengths.extend(ended.lengths.tolist())
         for name, total in ended.signals.items():
