@@ -21,6 +21,7 @@ import gym_envs
 from greenroom.envs import crew
 from greenroom.envs.check import RandomActor
 from greenroom.envs.crew import RemoteTraceback
+from greenroom.envs.faults import BY_DEFAULT, FaultConfig
 from greenroom.envs.inline import InlineEnvironment
 from greenroom.envs.tensors import env_seeds
 from greenroom.envs.workers import WorkersEnvironment
@@ -137,9 +138,9 @@ def test_numbers_that_do_not_divide(num_envs: int, num_workers: int, advice: str
         WorkersEnvironment("CartPole-v1", num_envs=num_envs, num_workers=num_workers)
 
 
-def _faulty(fault: str, timeout: float = 60.0) -> WorkersEnvironment:
+def _faulty(fault: str, faults: FaultConfig = BY_DEFAULT) -> WorkersEnvironment:
     kwargs = {"fault": fault, "at": 2, "victim": env_seeds(3, 4)[2]}
-    env = WorkersEnvironment(gym_envs.Faulty, num_envs=4, num_workers=2, kwargs=kwargs, timeout=timeout)
+    env = WorkersEnvironment(gym_envs.Faulty, num_envs=4, num_workers=2, kwargs=kwargs, faults=faults)
     env.reset(3)
     env.send(torch.zeros(4, dtype=torch.int64))
     env.recv()
@@ -171,7 +172,7 @@ def test_fault_in_a_worker(fault: str, words: str) -> None:
 
 def test_a_silent_worker_is_named_and_killed() -> None:
     env = _faulty("hang")
-    env._crew._timeout = 1.0  # only now: on a busy machine, starting up alone may take longer
+    env._crew.step_timeout = 1.0  # only now: on a busy machine, starting up alone may take longer
     begin = time.perf_counter()
     words = r"worker 1 \(environments 2 to 3\) has been silent for 1 s while it stepped environment 2"
     with pytest.raises(EnvironmentFault, match=words):

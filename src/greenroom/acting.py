@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from greenroom.envs.base import Environment, Snapshotable
-from greenroom.errors import UserError
+from greenroom.errors import Fault, UserError
 from greenroom.policy import Actor
 from greenroom.seeding import derive, generator
 from greenroom.types import Decision, Episodes, Obs, Rollout, State, Step, cat_obs, map_obs, restart
@@ -103,6 +103,20 @@ class _Ended:
     obs: Obs
     state: State
     episodes: Episodes
+    faults: tuple[Fault, ...]
+
+
+def _moved(fault: Fault, by: int) -> Fault:
+    """With the environments' numbers in the run, not in their group."""
+    return replace(fault, index=fault.index + by, restarted=tuple(index + by for index in fault.restarted))
+
+
+def _unfinished(lost: Tensor, cut: Tensor) -> Tensor:
+    """The steps `lost`, bool `[T, B]`, and those of the same episodes before them in this rollout."""
+    dropped = lost.clone()
+    for t in reversed(range(len(lost) - 1)):
+        dropped[t] |= dropped[t + 1] & ~cut[t]
+    return dropped
 
 
 def _joined(parts: list[Episodes]) -> Episodes:
@@ -147,6 +161,7 @@ class Collector:
         self._memories = itertools.cycle(
             [_Memory(rollout_length, self.num_envs, self._obs, device) for _ in range(memories)]
         )
+        self._untold: tuple[Fault, ...] = ()
 
     def _reset(self) -> Obs:
         """New episodes everywhere; those of a resumed run are not those that the run began with."""
@@ -159,8 +174,14 @@ class Collector:
         return self
 
     def __next__(self) -> Rollout:
-        """Act for T steps in every environment."""
+        """Act for T steps in every environment. Where each of them failed there is nothing to learn: the next one."""
         memory = next(self._memories)
+        while (rollout := self._act(memory)).dropped is not None and bool(rollout.dropped.any(0).all()):
+            self._untold = rollout.faults
+        self._untold = ()
+        return rollout
+
+    def _act(self, memory: _Memory) -> Rollout:
         memory.store_obs(0, slice(None), self._obs)
         state = self._state
         self._state = {name: part.clone() for name, part in state.items()}
@@ -173,6 +194,7 @@ class Collector:
                 self._decide(memory, number, t)
         ended += [self._receive(memory, number, self.length - 1) for number in numbers]
         self._obs = map_obs(lambda part: part[self.length], memory.obs)
+        faults = tuple(fault for part in ended for fault in part.faults)
         return Rollout(
             obs=memory.obs,
             **memory.arrays,
@@ -183,7 +205,15 @@ class Collector:
             final_state={name: torch.cat([part.state[name] for part in ended]) for name in state},
             version=self.version,
             episodes=_joined([part.episodes for part in ended]),
+            faults=self._untold + faults,
+            dropped=self._dropped(memory, ended) if faults else None,
         )
+
+    def _dropped(self, memory: _Memory, ended: Sequence[_Ended]) -> Tensor:
+        lost = torch.zeros_like(memory.arrays["truncated"])
+        for number, part in enumerate(ended):  # in turn all groups' first steps, their second ones, …
+            lost[number // len(self.groups), [index for fault in part.faults for index in fault.restarted]] = True
+        return _unfinished(lost, memory.arrays["terminated"] | memory.arrays["truncated"])
 
     def _decide(self, memory: _Memory, number: int, t: int) -> None:
         start = time.perf_counter()
@@ -213,6 +243,7 @@ class Collector:
                 columns, memory.arrays["terminated"][t, columns], memory.arrays["truncated"][t, columns]
             ),
             episodes=replace(step.episodes, index=step.episodes.index + columns.start),
+            faults=tuple(_moved(fault, columns.start) for fault in step.faults),
         )
 
     def _restart(self, columns: slice, terminated: Tensor, truncated: Tensor) -> State:

@@ -23,8 +23,10 @@ from greenroom.algorithms import AlgorithmConfig
 from greenroom.commands import live
 from greenroom.commands.bench import Bench, bench
 from greenroom.commands.doctor import Doctor, doctor
+from greenroom.commands.reproduce import Reproduce, reproduce
 from greenroom.config import KINDS, SEAMS, RunConfig, component, load_file, narrowed, parse_yaml, widened
-from greenroom.errors import EXIT_CODES, ExitCode, UserError, nearest
+from greenroom.envs.faults import traceback_of
+from greenroom.errors import EXIT_CODES, EnvironmentFault, ExitCode, UserError, nearest
 from greenroom.networks import NetworkConfig
 from greenroom.optim import OptimizerConfig
 from greenroom.presets import PRESETS, preset
@@ -153,6 +155,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as problem:
         if "--debug" in words:
             raise
+        if isinstance(problem, EnvironmentFault) and (own := traceback_of(problem)):
+            errors.print(own, markup=False, highlight=False, soft_wrap=True)
         errors.print(f"greenroom: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
         return ExitCode.ERROR
     except KeyboardInterrupt:
@@ -389,6 +393,7 @@ _COMMANDS: dict[str, tuple[type, Callable[[list[str]], ExitCode | None]]] = {
     "list": (List, _list),
     "doctor": (Doctor, _doctor),
     "bench": (Bench, bench),
+    "reproduce": (Reproduce, reproduce),
     **live.COMMANDS,
 }
 """Name → its options, and what it does with the words after its name: None, if it went well, is `ExitCode.DONE`."""

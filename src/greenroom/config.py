@@ -22,6 +22,7 @@ import yaml
 from greenroom.algorithms import ALGORITHMS, AlgorithmConfig
 from greenroom.algorithms.ppo import PPOConfig
 from greenroom.budget import Budget
+from greenroom.envs.faults import FaultConfig
 from greenroom.errors import UserError, nearest
 from greenroom.networks import Impala, Mlp, Nature, NetworkConfig, Nips
 from greenroom.optim import Adam, OptimizerConfig, RAdam, RMSprop
@@ -87,6 +88,8 @@ class RunConfig:
     """Where metrics go besides the terminal and `metrics.jsonl`."""
     budget: Budget = field(default_factory=Budget)
     """What the run may take."""
+    faults: FaultConfig = field(default_factory=FaultConfig)
+    """What to do about environments that fail."""
 
     def __post_init__(self) -> None:
         for name in ("num_envs", "rollout_length", "total_steps", "eval_episodes", "keep", "lag"):

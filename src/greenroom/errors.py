@@ -5,14 +5,52 @@ from __future__ import annotations
 import difflib
 import enum
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 
 class UserError(Exception):
     """A mistake in what the user gave (option, file, environment). The message names the culprit and the remedy."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One failure of an environment: what happened, and what it takes to make it happen again. Plain values."""
+
+    what: str
+    """In words; names the environment and its step."""
+    traceback: str
+    """The environment's own; empty if it hung, died or only answered wrongly."""
+    index: int
+    """Which environment."""
+    episode: int
+    """Episodes that it had finished since it was seeded."""
+    step: int
+    """Steps of the episode, the failed one included; 0: it failed in the reset before."""
+    seed: int | None
+    """What it was seeded with; None: it went on from a checkpoint."""
+    steps: int
+    """Steps since then, the failed one included."""
+    actions: tuple[Any, ...]
+    """The last of these, as the policy chose them, oldest first; all of them if there are as many as `steps`."""
+    restarted: tuple[int, ...]
+    """The environments that were started anew because of it; none if it stopped the run."""
+
+
 class EnvironmentFault(UserError):
-    """A user's environment raised, hung, died or broke its contract. The message names the environment's index."""
+    """A user's environment raised, hung, died or broke its contract. The message names the environment's index.
+
+    Attributes:
+        index: which environment, where one is to blame.
+        own_traceback: the environment's, if it came from another process; otherwise the exception's cause has it.
+        fault: how it came about, where the stage can tell.
+    """
+
+    def __init__(self, message: str, *, index: int | None = None) -> None:
+        super().__init__(message)
+        self.index = index
+        self.own_traceback = ""
+        self.fault: Fault | None = None
 
 
 class DiskError(UserError):

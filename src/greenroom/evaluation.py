@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -48,6 +48,8 @@ class Evaluation:
     """`[N]`: all of environment 0's episodes in the order in which they ended, then environment 1's, and so on."""
     lengths: NDArray[np.int64]
     """`[N]`: agent steps, in the same order."""
+    lost: int = 0
+    """Episodes that were given up because their environment failed, and others played in their place."""
 
     def to_json(self) -> dict[str, float | int | list[float]]:
         """The summary without the arrays, as one flat record; a signal is called `signals/NAME`."""
@@ -59,6 +61,7 @@ class Evaluation:
             "cvar5": self.cvar5,
             "episodes": self.episodes,
             "length_mean": self.length_mean,
+            **({"lost": self.lost} if self.lost else {}),
             **{f"signals/{name}": value for name, value in self.signals.items()},
         }
 
@@ -73,6 +76,8 @@ class Evaluation:
             "mean of the worst 5 %": f"{self.cvar5:.6g}",
             "mean length": f"{self.length_mean:.6g} steps",
         }
+        if self.lost:
+            rows["given up, for the environment failed"] = f"{self.lost} episodes more"
         for name, value in rows.items():
             table.add_row(name, value)
         for name, total in self.signals.items():
@@ -126,6 +131,7 @@ def evaluate(
             state = restart(decision.state, initial, (step.terminated | step.truncated).to(device))
             before = tally.done
             tally.add(step.episodes)
+            tally.forget([index for fault in step.faults for index in fault.restarted])
             if on_progress is not None and tally.done > before:
                 on_progress(tally.done, tally.total)
             if tally.longest_running >= max_steps:
@@ -142,7 +148,7 @@ class _Tally:
 
     def __init__(self, num_envs: int, quota: int, signals: tuple[str, ...]) -> None:
         self.total = num_envs * quota
-        self.done = 0
+        self.done = self.lost = 0
         self.returns = np.zeros((num_envs, quota))
         self.lengths = np.zeros((num_envs, quota), dtype=np.int64)
         self.signals = {name: np.zeros((num_envs, quota)) for name in signals}
@@ -165,6 +171,11 @@ class _Tally:
             kept[env, place] = ended.signals[name].cpu().numpy()[wanted]
         self._count[env] += 1
         self.done += len(env)
+
+    def forget(self, index: Sequence[int]) -> None:
+        """The running episodes of these environments came to nothing; others are waited for."""
+        self._running[list(index)] = 0
+        self.lost += sum(bool(self._count[one] < self._quota) for one in index)
 
     @property
     def complete(self) -> bool:
@@ -201,6 +212,7 @@ def _summarise(tally: _Tally, generator: np.random.Generator) -> Evaluation:
         signals={name: float(kept.mean()) for name, kept in tally.signals.items()},
         returns=returns,
         lengths=lengths,
+        lost=tally.lost,
     )
 
 

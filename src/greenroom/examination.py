@@ -38,6 +38,7 @@ def evaluation_environment(config: RunConfig, episodes: int) -> Environment:
         num_workers=largest_divisor(count, config.num_workers) if config.num_workers else None,
         kwargs=config.env_kwargs,
         device=choose_device(config),
+        faults=config.faults,
         say=lambda line: None,
     )
 

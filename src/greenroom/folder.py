@@ -112,6 +112,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def faults(self) -> Path:
+        """The folder of failed environments' histories (`greenroom.postmortem`)."""
+        return self.path / "faults"
+
+    @property
     def curve(self) -> Path:
         """The learning curve."""
         return self.path / "curve.png"

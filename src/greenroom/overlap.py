@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from greenroom.acting import Collector
+from greenroom.errors import Fault
 from greenroom.policy import Policy
 from greenroom.types import Episodes, Rollout
 
@@ -103,12 +104,13 @@ def _done(rollout: Rollout) -> Future[Rollout]:
 def _to_dict(rollout: Rollout) -> dict[str, Any]:
     values = {item.name: getattr(rollout, item.name) for item in dataclasses.fields(rollout)}
     episodes = {item.name: getattr(rollout.episodes, item.name) for item in dataclasses.fields(rollout.episodes)}
-    return values | {"episodes": episodes}
+    return values | {"episodes": episodes, "faults": [dataclasses.asdict(fault) for fault in rollout.faults]}
 
 
 def _from_dict(saved: dict[str, Any], device: torch.device) -> Rollout:
-    moved = {name: _on(device, part) for name, part in saved.items() if name != "episodes"}
-    return Rollout(**moved, episodes=Episodes(**saved["episodes"]))
+    moved = {name: _on(device, part) for name, part in saved.items() if name not in ("episodes", "faults")}
+    faults = tuple(Fault(**{**one, "actions": tuple(one["actions"])}) for one in saved.get("faults", []))
+    return Rollout(**moved, episodes=Episodes(**saved["episodes"]), faults=faults)
 
 
 def _on(device: torch.device, part: Any) -> Any:

@@ -111,6 +111,7 @@ class Replay:
         self.device, self._where, self._draws = device, where, draws
         self._spec = spec
         self._first = self._now = 0  # points in time: the earliest that is whole, and the head
+        self._dropped = 0  # the point in time before which lie all that must not be drawn
         self._length = 0  # T, once known
         self._allocate()
 
@@ -130,14 +131,14 @@ class Replay:
             "truncated": torch.zeros(self.rows, dtype=torch.bool, device=where),
             "folded": torch.zeros(self.rows, device=where),  # the m rewards from here on
             "discount": torch.zeros(self.rows, device=where),
-            "steps": torch.zeros(self.rows, dtype=torch.int32, device=where),  # m
+            "steps": torch.zeros(self.rows, dtype=torch.int32, device=where),  # m; 0: not to be learned from
         }
         self._states: dict[str, Tensor] = {}  # [rollouts, B, ...]: the acting policy's, at the start of each rollout
         exponent = self.config.priority_exponent
         self._priorities = Priorities(self.rows, exponent, where) if self.config.prioritised else None
 
     def __len__(self) -> int:
-        """Transitions that may be drawn."""
+        """Transitions that are remembered. Those that the rollout `dropped` are among them and never drawn."""
         return (self._now - self._first) * self.num_envs
 
     @property
@@ -182,6 +183,8 @@ class Replay:
         self._length = length
         obs, final_obs = _parts(rollout.obs), _parts(rollout.final_obs)
         goes_on = self._goes_on(obs)
+        if rollout.dropped is not None:  # what came before does not lead there
+            goes_on &= ~rollout.dropped[0].to(self._where)
         for name, pool in self._pools.items():
             pool.write(start, obs[name], rollout.cut, final_obs[name], goes_on.to(rollout.cut.device))
         arrays = self._arrays
@@ -201,7 +204,18 @@ class Replay:
             self._priorities.drop(self._rows(self._first, min(oldest, start)))
             self._priorities.add(self._rows(max(oldest, start), self._now))
         self._first = oldest
+        arrays["steps"][here] = 1
+        if rollout.dropped is not None:
+            self._drop(here, rollout.dropped.flatten().to(self._where))
         self._fold(max(oldest, start - self.config.n_step + 1))
+
+    def _drop(self, here: Tensor, dropped: Tensor) -> None:
+        """Of the newest rollout's rows `here`, those that are `dropped` teach nothing."""
+        arrays = self._arrays
+        arrays["steps"][here[dropped]] = 0
+        self._dropped = self._now
+        if self._priorities is not None:
+            self._priorities.drop(here[dropped])
 
     def sample(self, batch_size: int) -> Batch:
         """Draw transitions, with replacement.
@@ -213,8 +227,7 @@ class Replay:
             raise ValueError("nothing can be drawn from an empty replay")
         oldest = self._first * self.num_envs
         if self._priorities is None:
-            shape = (batch_size,)
-            index = torch.randint(oldest, oldest + len(self), shape, generator=self._draws, device=self._where)
+            index = self._uniform(oldest, batch_size)
             row = index % self.rows
         else:
             row = self._priorities.draw(batch_size, self._draws)
@@ -230,6 +243,17 @@ class Replay:
             weight=self._weight(row),
         )
 
+    def _uniform(self, oldest: int, count: int) -> Tensor:
+        """Numbers of transitions, int64 `[count]`; what must not be drawn is drawn again."""
+
+        def draw(many: int) -> Tensor:
+            return torch.randint(oldest, oldest + len(self), (many,), generator=self._draws, device=self._where)
+
+        index = draw(count)
+        while self._dropped > self._first and bool((wrong := self._arrays["steps"][index % self.rows] == 0).any()):
+            index[wrong] = draw(int(wrong.sum()))
+        return index
+
     def count_sequences(self, length: int) -> int:
         """Sequences of so many steps that may be drawn: each begins where a rollout began."""
         return len(self._starts(length)) * self.num_envs
@@ -237,7 +261,8 @@ class Replay:
     def sample_sequences(self, batch_size: int, length: int) -> Sequences:
         """Draw sequences, with replacement; if prioritised, by the priority of their first transition.
 
-        They begin where rollouts began, for there the acting policy's state is known.
+        They begin where rollouts began, for there the acting policy's state is known. One with a step that must not be
+        learned from has no weight.
 
         Raises:
             ValueError: there are none of this length.
@@ -257,6 +282,7 @@ class Replay:
         row = (index + later) % self.rows
         step = {name: self._arrays[name][row[:-1]] for name in ("action", "reward", "terminated", "truncated")}
         ended = row[:-1][step["terminated"] | step["truncated"]]
+        whole = (self._arrays["steps"][row[:-1]] > 0).all(0)
         number, column = choice // self.num_envs, choice % self.num_envs
         return Sequences(
             obs=self._read({name: pool.obs[row] for name, pool in self._pools.items()}),
@@ -264,7 +290,7 @@ class Replay:
             final_obs=self._read({name: pool.successor[ended] for name, pool in self._pools.items()}),
             state={name: kept[number % len(kept), column].to(self.device) for name, kept in self._states.items()},
             index=index.to(self.device),
-            weight=self._weight(row[0]),
+            weight=self._weight(row[0]) * whole.to(self.device),
         )
 
     def update_priorities(self, index: Tensor, error: Tensor) -> None:
@@ -317,6 +343,7 @@ class Replay:
         if not memory:
             return
         self._first = memory["first"]
+        self._dropped = self._now  # as far as is known: looking costs little
         for name, array in self._arrays.items():
             array[: len(memory["arrays"][name])].copy_(memory["arrays"][name])
         for name, pool in self._pools.items():
@@ -356,7 +383,7 @@ class Replay:
         last = torch.arange(len(steps), device=self._where).unsqueeze(1) + steps - 1
         power = torch.tensor([self.gamma**m for m in range(self.config.n_step + 1)], device=self._where)
         self._arrays["folded"][rows] = folded.flatten()
-        self._arrays["steps"][rows] = steps.flatten().int()
+        self._arrays["steps"][rows] = steps.flatten().int() * (self._arrays["steps"][rows] > 0)
         self._arrays["discount"][rows] = power[steps].masked_fill(terminated.gather(0, last), 0.0).flatten()
 
     def _starts(self, length: int) -> range:

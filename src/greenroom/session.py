@@ -29,6 +29,7 @@ from greenroom.journal import Complaint, Journal
 from greenroom.log import require
 from greenroom.machine import keep_freed_memory
 from greenroom.outcome import Ending, Outcome
+from greenroom.postmortem import Postmortems
 from greenroom.profiling import train_profiled
 from greenroom.recovery import choose, kinds, restore
 from greenroom.training import Run, train
@@ -137,6 +138,7 @@ class _Session:
         """Set, it ends the sitting after this update."""
         self._window = Window(self.config)
         self._examiner = Examiner(self.config)
+        self._postmortems = Postmortems(folder, self.config, display.say)
         names = ("jsonl", *self.config.sinks)
         self._journal = Journal(names, folder, to_dict(self.config), display.say, resumed_at=resumed_at)
         self._best = -math.inf if resumed_at is None else checkpoint.best_score(folder.checkpoints, until=resumed_at)
@@ -168,6 +170,7 @@ class _Session:
             ):
                 before = self.run.env_steps
                 for progress in news:
+                    self._postmortems.note(progress.rollout.faults)
                     self._window.add(progress)
                     self._log(progress.env_steps, due=self._window.due)
                     if _passed(self.config.eval_every, before, progress.env_steps) and not self.run.finished:
@@ -185,8 +188,9 @@ class _Session:
                 if self.run.finished:
                     self.ending, evaluation = None, self._evaluate()
                     comparison = self._report()
-        except EnvironmentFault:
+        except EnvironmentFault as error:
             self._check_finite()  # a diverged policy's actions may well be the reason
+            self._postmortems.conclude(error)
             raise
         finally:
             self._spending.note()

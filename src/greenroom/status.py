@@ -15,6 +15,8 @@ from greenroom.config import load_file
 from greenroom.control import NoAnswer, NotLive, Request, ask
 from greenroom.folder import RunFolder, trainer_of
 
+_FROM_METRICS = ("updates", "seconds", "return_mean", "steps_per_second", "env_restarts")
+"""Of the newest line."""
 _PATIENCE = 5.0
 """Seconds that a live run is given to answer; after that its files have to do."""
 
@@ -29,8 +31,8 @@ def look(run_dir: str | Path, *, timeout: float = _PATIENCE) -> dict[str, Any]:
     Returns:
         `state`: `running`, `paused`, `busy` (alive, but in the middle of something long), `finished` or `stopped`;
         `process`: its id, if alive; `env_steps`, `total_steps`, `updates`, `seconds` of training; the newest
-        `return_mean` and `steps_per_second`; `evaluation`: mean and 95 % interval of the newest one; `spent`:
-        wall-clock seconds; the names of the newest `checkpoint` and the `best`; how many `interventions` and
+        `return_mean`, `steps_per_second` and `env_restarts`; `evaluation`: mean and 95 % interval of the newest one;
+        `spent`: wall-clock seconds; the names of the newest `checkpoint` and the `best`; how many `interventions` and
         `rollbacks` there were; `cost`, if an hour has a price. Of a run that answers also `learning_rate`, and what the
         disk refuses: `unsaved`, `waiting_lines`. What is not known is None.
 
@@ -50,7 +52,7 @@ def look(run_dir: str | Path, *, timeout: float = _PATIENCE) -> dict[str, Any]:
         "process": process,
         "env_steps": steps,
         "total_steps": config.total_steps,
-        **{name: metrics.get(name) for name in ("updates", "seconds", "return_mean", "steps_per_second")},
+        **{name: metrics.get(name) for name in _FROM_METRICS},
         "evaluation": {name: evaluation[name] for name in ("env_steps", "mean", "ci95")} if evaluation else None,
         "spent": spent_before(folder.spent),
         "checkpoint": newest.name if newest else None,

@@ -117,6 +117,7 @@ def make_groups(config: RunConfig, device: torch.device, say: Say) -> list[Envir
                     num_workers=config.num_workers or None,
                     kwargs=config.env_kwargs,
                     device=device,
+                    faults=config.faults,
                     say=say if number == 0 else lambda line: None,
                 )
             )

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from greenroom.errors import Fault
+
 Obs = Tensor | dict[str, Tensor]
 State = dict[str, Tensor]
 """What a policy carries from step to step, `[B, ...]` each, one row per actor; empty for most policies."""
@@ -75,6 +77,8 @@ class Step:
     """The episodes that finished now: those that are cut, unless a cut is only a learning signal (a lost life)."""
     signals: dict[str, Tensor]
     """float32 `[B]` each: the environment's named numbers for this step."""
+    faults: tuple[Fault, ...] = ()
+    """What failed in this step and was mended. The environments that were started anew are truncated with reward 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,11 +121,22 @@ class Rollout:
     """Number of updates the acting weights had seen."""
     episodes: Episodes
     """Everything that finished during these T steps."""
+    faults: tuple[Fault, ...] = ()
+    """What failed during them and was mended."""
+    dropped: Tensor | None = None
+    """bool `[T, B]`: not to be learned from, because the environment failed before the episode ended. None: nothing.
+
+    At least one environment has no such step. Each stretch of them ends with a truncation.
+    """
 
     @property
     def cut(self) -> Tensor:
         """bool `[T, B]`: an episode ended here, for whichever reason."""
         return self.terminated | self.truncated
+
+    def kept(self, steps: Tensor) -> Tensor:
+        """Of steps `[T·B, ...]` in the order of time, those to learn from."""
+        return steps if self.dropped is None else steps[~self.dropped.flatten()]
 
     def bootstrap(self, value: Tensor, value_of: Callable[[Obs, State], Tensor]) -> Tensor:
         """Value of the true successor of every step: the one place where time limits are handled.

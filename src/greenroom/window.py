@@ -19,7 +19,7 @@ class Window:
         self._lengths: deque[int] = deque(maxlen=newest)
         self._signals: dict[str, deque[float]] = {}
         self._newest = newest
-        self._episodes = 0
+        self._episodes = self._restarts = 0
         self._latest: Progress | None = None
         self._start = (0, 0.0)
         self._split: dict[str, float] = {}
@@ -39,6 +39,7 @@ class Window:
         for name, total in ended.signals.items():
             self._signals.setdefault(name, deque(maxlen=self._newest)).extend(total.tolist())
         self._episodes += len(ended.index)
+        self._restarts += len(progress.rollout.faults)
 
     @property
     def due(self) -> bool:
@@ -61,6 +62,7 @@ class Window:
             "steps_per_second": steps / seconds if seconds > 0 else None,
             "lag": latest.lag,
             "episodes": self._episodes,
+            "env_restarts": self._restarts,
             "return_mean": _mean(self._returns),
             "length_mean": _mean(self._lengths),
             **{f"signal/{name}": _mean(values) for name, values in self._signals.items()},
@@ -75,6 +77,7 @@ class Window:
             "lengths": list(self._lengths),
             "signals": {name: list(values) for name, values in self._signals.items()},
             "episodes": self._episodes,
+            "restarts": self._restarts,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -83,7 +86,7 @@ class Window:
         self._returns = deque(state["returns"], maxlen=self._newest)
         self._lengths = deque(state["lengths"], maxlen=self._newest)
         self._signals = {name: deque(values, maxlen=self._newest) for name, values in state["signals"].items()}
-        self._episodes = state["episodes"]
+        self._episodes, self._restarts = state["episodes"], state.get("restarts", 0)
 
 
 def _mean(values: deque[Any]) -> float | None:

@@ -52,6 +52,7 @@ def explained_variance(value: Tensor, target: Tensor) -> Tensor:
 def update(
     config: A2CConfig | VTraceConfig,
     updater: Updater,
+    rollout: Rollout,
     log_prob: Tensor,
     entropy: Tensor,
     value: Tensor,
@@ -63,6 +64,7 @@ def update(
     Args:
         config: weights of the loss's terms.
         updater: takes the step.
+        rollout: which of its steps are learned from.
         log_prob: of the actions taken, float `[T·B]` in the order of time, differentiable, as the next two.
         entropy: of the policy.
         value: of what was acted on.
@@ -72,7 +74,8 @@ def update(
     Returns:
         Scalar metrics.
     """
-    advantage, target = advantage.flatten(), target.flatten()
+    steps = (log_prob, entropy, value, advantage.flatten(), target.flatten())
+    log_prob, entropy, value, advantage, target = map(rollout.kept, steps)
     policy_loss = policy_gradient(log_prob, standardise(advantage) if config.standardise_advantage else advantage)
     value_loss = squared_error(value, target)
     mean_entropy = entropy.mean()
@@ -133,7 +136,7 @@ class A2C:
         rows = steps_of(rollout)
         distribution, value = self.policy.evaluate(rows.obs, rows.state, rows.cut)
         log_prob, entropy = distribution.log_prob(rows["sample"]), distribution.entropy()
-        metrics = update(self.config, self.updater, log_prob, entropy, value, advantage, target)
+        metrics = update(self.config, self.updater, rollout, log_prob, entropy, value, advantage, target)
         learn_normalisation(self.policy, rollout)
         return metrics | {"learning_rate": rate}
 
@@ -217,7 +220,7 @@ class VTrace:
         )
         target = value + error
         advantage = vtrace_advantage(reward, discount, rollout.cut, value, next_value, ratio, target, config.rho_max)
-        metrics = update(config, self.updater, log_prob, distribution.entropy(), new_value, advantage, target)
+        metrics = update(config, self.updater, rollout, log_prob, distribution.entropy(), new_value, advantage, target)
         learn_normalisation(self.policy, rollout)
         return metrics | {"learning_rate": rate, "ratio_mean": ratio.mean(), "ratio_max": ratio.max()}
 

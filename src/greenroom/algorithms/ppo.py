@@ -82,7 +82,7 @@ class PPO:
         value = rollout.extras["value"]
         advantage = advantage_of(rollout, self.policy, self.rewards, self.config.discounting.lam)
         target = value + advantage
-        rows = steps_of(rollout, advantage=advantage, target=target, old_value=value)
+        rows = steps_of(rollout, advantage=advantage, target=target, old_value=value).without(rollout.dropped)
         updates: list[dict[str, Tensor]] = []
         for _ in range(self.config.epochs):
             updates += [self._update(part) for part in rows.minibatches(self.config.minibatches, self._generator)]
@@ -92,7 +92,7 @@ class PPO:
         learn_normalisation(self.policy, rollout)
         return mean_metrics(updates) | {
             "learning_rate": rate,
-            "explained_variance": explained_variance(value.flatten(), target.flatten()),
+            "explained_variance": explained_variance(rows["old_value"], rows["target"]),
         }
 
     def _update(self, rows: Rows) -> dict[str, Tensor]:

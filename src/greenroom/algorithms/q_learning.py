@@ -159,6 +159,7 @@ class QLearner:
         rate = self.updater.advance(rollout.reward.numel())
         whole = self.policy.body.memory is not None
         rows = rows_of(rollout, whole=whole, action=rollout.action, target=self._targets(rollout))
+        rows = rows.without(rollout.dropped)
         updates: list[dict[str, Tensor]] = []
         for _ in range(self.epochs):
             updates += [self._update(part) for part in rows.minibatches(self.minibatches, self._generator)]

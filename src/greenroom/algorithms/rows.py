@@ -35,13 +35,18 @@ class Rows:
             steps={name: part[:, index] for name, part in self.steps.items()},
         )
 
+    def without(self, dropped: Tensor | None) -> Rows:
+        """All sequences but those that hold a step that is `dropped`, bool `[T, B]`; None: no step is."""
+        return self if dropped is None else self.of(~dropped.view(self.cut.shape).any(0))
+
     def minibatches(self, count: int, generator: torch.Generator) -> Iterator[Rows]:
         """All sequences once, in random order, in `count` parts of even size; a single part is in its own order."""
         if count == 1:
             yield self
             return
-        order = torch.randperm(self.cut.shape[1], generator=generator, device=generator.device)
-        for index in order.to(self.cut.device).tensor_split(count):
+        number = self.cut.shape[1]
+        order = torch.randperm(number, generator=generator, device=generator.device)
+        for index in order.to(self.cut.device).tensor_split(min(count, number)):
             yield self.of(index)
 
     def __getitem__(self, name: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -100,6 +101,15 @@ class EpisodeTracker:
         for total in (self._returns, self._lengths, *self._signals.values()):
             total[index] = 0
         return episodes
+
+    def forget(self, index: Sequence[int]) -> None:
+        """The running episodes of these environments came to nothing, and new ones begin."""
+        for total in (self._returns, self._lengths, *self._signals.values()) if index else ():
+            total[list(index)] = 0
+
+    def length_of(self, index: int) -> int:
+        """Steps so far of an environment's running episode."""
+        return int(self._lengths[index])
 
     def state_dict(self) -> dict[str, object]:
         """The running sums."""

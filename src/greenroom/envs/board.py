@@ -21,6 +21,7 @@ class Board:
         final: `[B, ...]` per leaf: the last observation of an ended episode; other rows hold old values.
         action: `[B, ...]`.
         reward: float32 `[B]`; `terminated`, `truncated`: bool `[B]`; `signals`: float32 `[number of signals, B]`.
+        resetting: bool `[B]`: whether the environment is in the middle of a reset.
         current: int64 `[num_workers, 8]`, first column used: index of the environment that each worker steps now.
     """
 
@@ -35,7 +36,14 @@ class Board:
         self.final = [arrays[f"final.{leaf.name}"] for leaf in layout.leaves]
         self.action, self.reward, self.signals = arrays["action"], arrays["reward"], arrays["signals"]
         self.terminated, self.truncated = arrays["terminated"], arrays["truncated"]
-        self.current = arrays["current"]
+        self.resetting, self.current = arrays["resetting"], arrays["current"]
+
+    def lose(self, index: int) -> None:
+        """Environment number `index` has begun a new episode in the middle of a step: what is left of the old one."""
+        self.reward[index], self.signals[:, index] = 0.0, 0.0
+        self.terminated[index], self.truncated[index] = False, True
+        for final, obs in zip(self.final, self.obs, strict=True):
+            final[index] = obs[index]  # the true last observation may not even be one
 
 
 def board_bytes(layout: Layout, num_envs: int, num_workers: int) -> int:
@@ -57,4 +65,5 @@ def _arrays(layout: Layout, num_envs: int, num_workers: int) -> Iterator[tuple[s
     yield "terminated", (num_envs,), "bool"
     yield "truncated", (num_envs,), "bool"
     yield "signals", (len(layout.signals), num_envs), "float32"
+    yield "resetting", (num_envs,), "bool"
     yield "current", (num_workers, 8), "int64"

@@ -13,6 +13,7 @@ import torch
 
 from greenroom.envs.base import Environment
 from greenroom.envs.board import Board
+from greenroom.envs.faults import BY_DEFAULT, FaultConfig
 from greenroom.envs.gym import Cast, Factory, Source, unknown
 from greenroom.envs.spaces import ActionForm, Array
 from greenroom.errors import UserError, nearest
@@ -44,6 +45,7 @@ def make(
     num_workers: int | None = None,
     kwargs: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
+    faults: FaultConfig = BY_DEFAULT,
     say: Callable[[str], None] = print,
 ) -> Environment:
     """B environments of one kind, behind the `Environment` protocol.
@@ -62,6 +64,7 @@ def make(
             cores and as divide `num_envs`. A number given with `auto` asks for workers where there is no faster stage.
         kwargs: The environment's own arguments.
         device: Where a device environment lives; other stages live on the CPU.
+        faults: What to do about environments that fail; on stages inline and workers. Time limits ask for workers.
         say: Gets one line: which stage, and why.
 
     Raises:
@@ -72,10 +75,26 @@ def make(
         raise UserError(f"num_envs must be at least 1, not {num_envs}")
     if num_workers is not None and num_workers < 1:
         raise UserError(f"num_workers must be at least 1, not {num_workers}")
+    if num_workers is None and faults.limits != BY_DEFAULT.limits:  # only a worker can be told to stop
+        num_workers = largest_divisor(num_envs, available_cores())
     choice = choose(env, num_envs, stage, num_workers, given)
-    environment = _build(env, choice, num_envs, given, device)
+    _check_faults(faults, choice.stage)
+    environment = _build(env, choice, num_envs, given, device, faults)
     say(f"stage: {choice.stage}{f' × {choice.num_workers}' if choice.stage == 'workers' else ''} ({choice.reason})")
     return environment
+
+
+def _check_faults(faults: FaultConfig, stage: str) -> None:
+    """Refuse what a stage cannot do for environments that fail."""
+    if faults.restarts and stage in ("native", "device"):
+        raise UserError(
+            f"stage {stage} steps all environments as one, and one that fails cannot be started anew; "
+            "leave out --on-env-error restart"
+        )
+    if stage != "workers" and faults.limits != BY_DEFAULT.limits:
+        raise UserError(
+            f"--step-timeout and --reset-timeout need --stage workers; on stage {stage} nothing could end a step"
+        )
 
 
 def list_environments() -> dict[str, list[str]]:
@@ -185,16 +204,22 @@ def largest_divisor(num_envs: int, limit: int) -> int:
 
 
 def _build(
-    env: Source, choice: Choice, num_envs: int, kwargs: dict[str, Any], device: torch.device | str
+    env: Source,
+    choice: Choice,
+    num_envs: int,
+    kwargs: dict[str, Any],
+    device: torch.device | str,
+    faults: FaultConfig,
 ) -> Environment:
     if choice.stage == "inline":
         from greenroom.envs.inline import InlineEnvironment
 
-        return InlineEnvironment(env, num_envs=num_envs, kwargs=kwargs)
+        return InlineEnvironment(env, num_envs=num_envs, kwargs=kwargs, faults=faults)
     if choice.stage == "workers":
         from greenroom.envs.workers import WorkersEnvironment
 
-        return WorkersEnvironment(env, num_envs=num_envs, num_workers=choice.num_workers, kwargs=kwargs)
+        workers = choice.num_workers
+        return WorkersEnvironment(env, num_envs=num_envs, num_workers=workers, kwargs=kwargs, faults=faults)
     if not isinstance(env, str):
         raise UserError(f"a callable cannot run on stage {choice.stage}; use --stage inline, workers or auto")
     if choice.stage == "native":

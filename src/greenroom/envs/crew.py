@@ -34,6 +34,14 @@ class RemoteTraceback(Exception):
         return f"\n{self.args[0]}"
 
 
+class WorkerLost(EnvironmentFault):
+    """A worker died or fell silent: no more is to be expected of it, but others may go on. Killed or not."""
+
+    def __init__(self, message: str, *, worker: int, index: int) -> None:
+        super().__init__(message, index=index)
+        self.worker = worker
+
+
 class Crew:
     """`count` workers with `share` environments each, and one anonymous file that all of them can map.
 
@@ -43,15 +51,23 @@ class Crew:
     Attributes:
         memory: File descriptor of the shared file, empty at first.
         board: Set once it exists; tells which environment a silent worker was stepping.
+        step_timeout: Seconds that one step of one environment may take; 0: for ever.
+        reset_timeout: The same for a reset, and for building one.
     """
 
-    def __init__(self, count: int, share: int, spin_seconds: float, timeout: float) -> None:
+    def __init__(
+        self, count: int, share: int, spin_seconds: float, *, step_timeout: float, reset_timeout: float
+    ) -> None:
         self.memory = _anonymous_file()
         self.board: Board | None = None
-        self._share, self._spin, self._timeout = share, spin_seconds, timeout
+        self.step_timeout, self.reset_timeout = step_timeout, reset_timeout
+        self._share, self._spin = share, spin_seconds
         self._lines: list[Line] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         self._pending: set[int] = set()
+        self._answers: dict[int, Any] = {}
+        self._seen: dict[int, tuple[tuple[int, bool], float]] = {}
+        """By pending worker: what it was doing when looked at last, and since when."""
         self._poll = select.poll()
         try:
             for worker in range(count):
@@ -60,6 +76,23 @@ class Crew:
             self.dismiss()
             raise
         self._worker_of = {line.descriptor: worker for worker, line in enumerate(self._lines)}
+
+    def replace(self, worker: int) -> None:
+        """End a worker, whatever it does, and start a new process in its place."""
+        self._processes[worker].kill()
+        self._processes[worker].wait()
+        self._poll.unregister(self._lines[worker].descriptor)
+        self._lines[worker].close()
+        self._pending.discard(worker)
+        if self.board is not None:
+            share = slice(worker * self._share, (worker + 1) * self._share)
+            self.board.current[worker, 0], self.board.resetting[share] = -1, False
+        last = len(self._lines) - 1
+        self._hire(worker)
+        # It came last, and takes the place of the one before.
+        self._processes[worker], self._lines[worker] = self._processes.pop(), self._lines.pop()
+        assert len(self._lines) == last + 1
+        self._worker_of = {line.descriptor: number for number, line in enumerate(self._lines)}
 
     def _hire(self, worker: int) -> None:
         ours, theirs = socket.socketpair()
@@ -88,6 +121,12 @@ class Crew:
         for worker in range(len(self._lines)):
             self._send(worker, STEP, None)
 
+    def ask(self, worker: int, name: str, arguments: tuple[Any, ...]) -> Any:
+        """Have one worker run `name`, while others may still be busy; returns its answer."""
+        self._send(worker, CALL, (name, arguments))
+        self._wait_for({worker})
+        return self._answers.pop(worker)
+
     def call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Have every worker run `name` with its own arguments; returns the answers in the order of the workers."""
         self.wait()  # answers that nobody took because Ctrl-C came in between
@@ -100,29 +139,56 @@ class Crew:
         """Wait until every worker has done what it was told last; returns what they answered, by worker.
 
         Raises:
-            EnvironmentFault: An environment failed, or a worker died or stayed silent.
+            WorkerLost: One died or stayed silent. Waiting may go on for the others.
+            EnvironmentFault: An environment failed.
             UserError: The environments could not be built as asked.
         """
-        answers: dict[int, Any] = {}
-        deadline = time.monotonic() + self._timeout
-        while self._pending:
-            ready = wait_readable(self._poll, self._spin, max(deadline - time.monotonic(), 0.0))
+        self._wait_for(self._pending)
+        answers, self._answers = self._answers, {}
+        return answers
+
+    def _wait_for(self, workers: set[int]) -> None:
+        limits = [limit for limit in (self.step_timeout, self.reset_timeout) if limit]
+        glance = min(min(limits) / 10, 1.0) if limits else None
+        while self._pending & workers:
+            ready = wait_readable(self._poll, self._spin, glance)
             if not ready:
-                worker = min(self._pending)
-                raise EnvironmentFault(
-                    f"{self._who(worker)} has been silent for {self._timeout:g} s{self._where(worker)}"
-                )
+                self._look_for_silence(time.monotonic())
             for descriptor, _ in ready:
                 worker = self._worker_of[descriptor]
                 tag = self._lines[worker].read_tag()
-                if tag == FAULT:
-                    _raise_fault(*self._lines[worker].read_frame())
-                elif tag == ANSWER:
-                    answers[worker] = self._lines[worker].read_frame()
-                elif tag != DONE:
+                if tag not in (ANSWER, DONE, FAULT):
                     raise self._death(worker)
+                if tag == ANSWER:
+                    self._answers[worker] = self._lines[worker].read_frame()
+                elif tag == FAULT:
+                    _raise_fault(*self._lines[worker].read_frame())
                 self._pending.discard(worker)
-        return answers
+
+    def _look_for_silence(self, now: float) -> None:
+        """Find a worker that has been at the same thing for longer than that may take."""
+        for worker in sorted(self._pending):
+            index, resetting = doing = self._doing(worker)
+            before, since = self._seen.get(worker, (None, now))
+            if before != doing:
+                since = now
+            self._seen[worker] = doing, since
+            if index < 0:  # building, resetting or copying all of its environments
+                limit = self.reset_timeout * self._share
+            else:
+                limit = self.reset_timeout if resetting else self.step_timeout
+            if limit and now - since >= limit:
+                raise self._lost(worker, f"has been silent for {limit:g} s{self._where(worker)}")
+
+    def _doing(self, worker: int) -> tuple[int, bool]:
+        """Which environment a worker steps or resets (-1: none in particular), and whether it resets it."""
+        if self.board is None:
+            return -1, False
+        first = worker * self._share
+        resetting = self.board.resetting[first : first + self._share].nonzero()[0]
+        if len(resetting):
+            return first + int(resetting[0]), True
+        return int(self.board.current[worker, 0]), False
 
     def dismiss(self) -> None:
         """Let every worker close its environments and end; kill those that do not. May be called twice."""
@@ -152,26 +218,35 @@ class Crew:
             # It may have said why before it ended; `wait` reads that first.
             pass
         self._pending.add(worker)
+        self._seen.pop(worker, None)
 
-    def _death(self, worker: int) -> EnvironmentFault:
+    def _death(self, worker: int) -> WorkerLost:
         try:
             code = self._processes[worker].wait(1.0)
         except subprocess.TimeoutExpired:
-            return EnvironmentFault(f"{self._who(worker)} hung up{self._where(worker)}")
+            return self._lost(worker, f"hung up{self._where(worker)}")
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return EnvironmentFault(f"{self._who(worker)} {how}{self._where(worker)}")
+        return self._lost(worker, f"{how}{self._where(worker)}")
+
+    def _lost(self, worker: int, how: str) -> WorkerLost:
+        self._pending.discard(worker)
+        index = max(self._doing(worker)[0], worker * self._share)
+        return WorkerLost(f"{self._who(worker)} {how}", worker=worker, index=index)
 
     def _who(self, worker: int) -> str:
         first = worker * self._share
         return f"worker {worker} (environments {first} to {first + self._share - 1})"
 
     def _where(self, worker: int) -> str:
-        current = -1 if self.board is None else int(self.board.current[worker, 0])
-        return f" while it stepped environment {current}" if current >= 0 else ""
+        index, resetting = self._doing(worker)
+        return f" while it {'reset' if resetting else 'stepped'} environment {index}" if index >= 0 else ""
 
 
-def _raise_fault(kind: str, message: str, trace: str) -> None:
-    error = UserError(message) if kind == "UserError" else EnvironmentFault(message)
+def _raise_fault(kind: str, message: str, trace: str, index: int | None, own: str) -> None:
+    if kind == "UserError":
+        raise UserError(message) from RemoteTraceback(trace)
+    error = EnvironmentFault(message, index=index)
+    error.own_traceback = own
     raise error from RemoteTraceback(trace)
 
 

@@ -20,6 +20,8 @@ import numpy as np
 from gymnasium import wrappers
 
 from greenroom.envs.board import Board
+from greenroom.envs.bounds import Bounds, bounds_of, outside, within
+from greenroom.envs.faults import BY_DEFAULT, FaultConfig, Report, next_seed, report_of
 from greenroom.envs.snapshot import capture, restore
 from greenroom.envs.spaces import MASK, Array, Layout, Leaf, Mismatch, is_mask, layout_of, leaves_a_choice
 from greenroom.errors import EnvironmentFault, UserError, nearest
@@ -34,6 +36,9 @@ _SEE_THROUGH = {wrappers.OrderEnforcing, wrappers.PassiveEnvChecker, wrappers.Re
 _SEE_THROUGH |= {wrappers.TimeLimit, wrappers.ClipAction, wrappers.RescaleAction, wrappers.TransformAction}
 _SEE_THROUGH |= {wrappers.ClipReward, wrappers.NormalizeReward, wrappers.TransformReward}
 """Wrappers that hand on every observation as it is."""
+_ATTEMPTS = 10
+"""How often in a row one environment is started anew within a step."""
+_BOUNDS_REMEDY = "correct the environment or its observation_space, or let it pass with --no-check-bounds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +176,7 @@ def layout_of_env(env: gymnasium.Env[Any, Any], index: int) -> Layout:
     layout = layout_of(env.observation_space, env.action_space, signals, _frame_stack(env))
     if layout.action.kind == "bounded" or layout.mask is not None:
         return layout
-    _, info = _reset(env, 0, f"environment {index}, first reset")
+    _, info = _reset(env, 0, index, f"environment {index}, first reset")
     return layout.with_info_mask(info[MASK]) if isinstance(info, Mapping) and MASK in info else layout
 
 
@@ -182,23 +187,26 @@ def _frame_stack(env: gymnasium.Env[Any, Any]) -> int:
     return env.stack_size if type(env) is wrappers.FrameStackObservation else 1
 
 
-def _reset(env: gymnasium.Env[Any, Any], seed: int | None, where: str) -> tuple[Any, Any]:
+def _reset(env: gymnasium.Env[Any, Any], seed: int | None, index: int, where: str) -> tuple[Any, Any]:
     """Observation and info of a reset; `where` begins the message of what is wrong with it."""
     try:
-        answer = env.reset(seed=seed)
+        answer: Any = env.reset(seed=seed)
     except Exception as error:
-        raise EnvironmentFault(f"{where}: reset raised {type(error).__name__}: {error}") from error
+        raise EnvironmentFault(f"{where}: reset raised {type(error).__name__}: {error}", index=index) from error
     if not (isinstance(answer, tuple) and len(answer) == 2):
-        raise EnvironmentFault(f"{where}: reset returned {_form(answer)}, not the pair (observation, info)")
+        what = f"{where}: reset returned {_form(answer)}, not the pair (observation, info)"
+        raise EnvironmentFault(what, index=index)
     return answer
 
 
 class Actor:
     """One environment and its row of the board. Resets in the same step in which an episode ends."""
 
-    def __init__(self, env: gymnasium.Env[Any, Any], layout: Layout, index: int, board: Board) -> None:
-        self.index, self.step_count = index, 0
-        self._env, self._layout, self._board = env, layout, board
+    def __init__(
+        self, env: gymnasium.Env[Any, Any], layout: Layout, index: int, board: Board, bounds: list[Bounds | None]
+    ) -> None:
+        self.index, self.step_count, self.seed = index, 0, index
+        self._env, self._layout, self._board, self._bounds = env, layout, board, bounds
         self._obs = [(leaf, rows[index, ...]) for leaf, rows in zip(layout.leaves, board.obs, strict=True)]
         self._final = [(leaf, rows[index, ...]) for leaf, rows in zip(layout.leaves, board.final, strict=True)]
         self._action = board.action[index, ...]
@@ -206,8 +214,10 @@ class Actor:
     def reset(self, seed: int | None) -> None:
         """Start an episode; with a seed, also restart the environment's own random numbers."""
         if seed is not None:
-            self.step_count = 0
-        self._write(self._obs, *_reset(self._env, seed, self._where))
+            self.step_count, self.seed = 0, seed
+        self._board.resetting[self.index] = True  # another time limit holds
+        self._write(self._obs, *_reset(self._env, seed, self.index, self._where))
+        self._board.resetting[self.index] = False
 
     def step(self) -> None:
         """Take the action in this actor's row and write what came of it."""
@@ -244,23 +254,25 @@ class Actor:
                 raise self._fault(f"{leaf.title} allows no action; end the episode where there is nothing left to do")
 
     def _check(self, rows: list[tuple[Leaf, Array]]) -> None:
-        for leaf, row in rows:
+        for (leaf, row), bounds in zip(rows, self._bounds, strict=True):
             if not np.isfinite(row).all():
                 fault = f"{leaf.title} holds NaN or infinity"
                 if not np.isfinite(self._action).all():
                     fault += "; so did the action that it was given: training has diverged, lower the learning rate"
                 raise self._fault(fault)
+            if bounds is not None and not within(row, bounds):
+                raise self._fault(f"{leaf.title} {outside(row, bounds)}; {_BOUNDS_REMEDY}")
             if leaf.name == MASK and not is_mask(row):
                 raise self._fault(f"{leaf.title} holds other numbers than 0 (forbidden) and 1 (allowed)")
 
     def capture(self) -> dict[str, Any]:
         """The environment's state as plain values (see `snapshot.capture`)."""
-        return {"env": capture(self._env), "steps": self.step_count}
+        return {"env": capture(self._env), "steps": self.step_count, "seed": self.seed}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from what `capture` gave, also in another environment of the same kind."""
         restore(self._env, state["env"])
-        self.step_count = int(state["steps"])
+        self.step_count, self.seed = int(state["steps"]), int(state.get("seed", self.index))
 
     def close(self) -> None:
         """Close the environment."""
@@ -289,32 +301,48 @@ class Actor:
         return f"environment {self.index}, step {self.step_count}"
 
     def _fault(self, what: str) -> EnvironmentFault:
-        return EnvironmentFault(f"{self._where}: {what}")
+        return EnvironmentFault(f"{self._where}: {what}", index=self.index)
 
 
 class Cast:
-    """The actors of one process: environments `first … first + count - 1` of a stage, stepped in turn."""
+    """The actors of one process: environments `first … first + count - 1` of a stage, stepped in turn.
 
-    def __init__(self, factory: Factory, first: int, count: int) -> None:
-        self._first, self._envs = first, []
+    Args:
+        factory: builds them.
+        first: number of the first one.
+        count: how many.
+        faults: whether one that fails is started anew.
+    """
+
+    def __init__(self, factory: Factory, first: int, count: int, faults: FaultConfig = BY_DEFAULT) -> None:
+        self._factory, self._first, self._faults = factory, first, faults
+        self._envs: list[gymnasium.Env[Any, Any]] = []
         self._actors: list[Actor] = []
+        self._reports: list[Report] = []
         try:
             for index in range(first, first + count):
                 self._envs.append(factory.build())
                 layout = layout_of_env(self._envs[-1], index)
                 if index == first:
                     self.layout = layout
-                elif layout != self.layout:
-                    raise EnvironmentFault(f"environment {index} has other spaces or signals than environment {first}")
+                self._compare(layout, index)
+            space = self._envs[0].observation_space
+            self._bounds = [bounds_of(space, leaf) if faults.check_bounds else None for leaf in self.layout.leaves]
         except BaseException:
             self.close()
             raise
 
     def enter(self, board: Board) -> None:
         """Take the rows of `board`; call once, before `reset`."""
-        self._rows = [rows[self._first : self._first + len(self._envs)] for rows in board.obs]
-        self._mask = None if self.layout.mask is None else self._rows[self.layout.mask]
-        self._actors = [Actor(env, self.layout, self._first + i, board) for i, env in enumerate(self._envs)]
+        self._board = board
+        mine = [rows[self._first : self._first + len(self._envs)] for rows in board.obs]
+        self._watched = [
+            (rows, bounds)
+            for rows, bounds in zip(mine, self._bounds, strict=True)
+            if bounds is not None or rows.dtype != np.uint8
+        ]
+        self._mask = None if self.layout.mask is None else mine[self.layout.mask]
+        self._actors = [self._actor(env, self._first + number) for number, env in enumerate(self._envs)]
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Start every environment anew, each with its seed."""
@@ -326,8 +354,16 @@ class Cast:
         """Step every environment once; yields the index of each before it is stepped."""
         for actor in self._actors:
             yield actor.index
-            actor.step()
+            try:
+                actor.step()
+            except EnvironmentFault as error:
+                self._start_anew(actor, error)
         self._check()
+
+    def reports(self) -> list[Report]:
+        """The failures that were mended since the last time."""
+        told, self._reports = self._reports, []
+        return told
 
     def capture(self) -> list[dict[str, Any]]:
         """The state of every environment; raises `snapshot.NotSnapshotable` where there is no way."""
@@ -347,12 +383,48 @@ class Cast:
 
     def _check(self) -> None:
         """Look at all present observations at once, and only where something is wrong at each."""
-        fine = all(np.isfinite(rows).all() for rows in self._rows)
+        fine = all(
+            np.isfinite(rows).all() if bounds is None else within(rows, bounds) for rows, bounds in self._watched
+        )
         if fine and self._mask is not None:
             fine = is_mask(self._mask) and leaves_a_choice(self._mask, self.layout.action.count)
         if not fine:
-            for actor in self._actors:
+            for actor in tuple(self._actors):
+                try:
+                    actor.check()
+                except EnvironmentFault as error:
+                    self._start_anew(actor, error)
+
+    def _start_anew(self, actor: Actor, error: EnvironmentFault) -> None:
+        """Put a new environment in the place of one that failed, or raise the error again if that is not wanted."""
+        if not self._faults.restarts:
+            raise error
+        index, seed = actor.index, actor.seed
+        for _ in range(_ATTEMPTS):
+            with contextlib.suppress(Exception):
+                self._envs[index - self._first].close()
+            seed = next_seed(seed)
+            self._reports.append(report_of(error, index, seed))
+            env = self._envs[index - self._first] = self._factory.build()
+            self._compare(layout_of_env(env, index), index)
+            actor = self._actors[index - self._first] = self._actor(env, index)
+            try:
+                actor.reset(seed)
                 actor.check()
+            except EnvironmentFault as again:
+                error = again
+            else:
+                self._board.lose(index)
+                return
+        raise error
+
+    def _actor(self, env: gymnasium.Env[Any, Any], index: int) -> Actor:
+        return Actor(env, self.layout, index, self._board, self._bounds)
+
+    def _compare(self, layout: Layout, index: int) -> None:
+        if layout != self.layout:
+            what = f"environment {index} has other spaces or signals than environment {self._first}"
+            raise EnvironmentFault(what, index=index)
 
 
 def _form(answer: Any) -> str:

@@ -9,22 +9,31 @@ import torch
 from torch import Tensor
 
 from greenroom.envs.board import Board
+from greenroom.envs.faults import BY_DEFAULT, FaultConfig
 from greenroom.envs.gym import Cast, Factory, Source
 from greenroom.envs.snapshot import NotSnapshotable
 from greenroom.envs.tensors import BoardTensors, env_seeds, pack_states, spec_of, unpack_states
+from greenroom.errors import EnvironmentFault
 from greenroom.types import Obs, Step
 
 
 class InlineEnvironment:
     """Implements `Environment` and, where its environments can be captured, `Snapshotable`."""
 
-    def __init__(self, env: Source, *, num_envs: int, kwargs: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        env: Source,
+        *,
+        num_envs: int,
+        kwargs: Mapping[str, Any] | None = None,
+        faults: FaultConfig = BY_DEFAULT,
+    ) -> None:
         factory = Factory(env=env, kwargs=kwargs or {})
         self.num_envs, self.device = num_envs, torch.device("cpu")
-        self._cast = Cast(factory, 0, num_envs)
+        self._cast = Cast(factory, 0, num_envs, faults)
         self.spec = spec_of(self._cast.layout, factory.name)
         board = Board(self._cast.layout, num_envs, num_workers=0)
-        self._tensors = BoardTensors(board, self._cast.layout)
+        self._tensors = BoardTensors(board, self._cast.layout, faults.max_env_restarts)
         self._cast.enter(board)
         self._started = self._sent = False
         self._can_snapshot: bool | None = None
@@ -42,8 +51,9 @@ class InlineEnvironment:
 
     def reset(self, seed: int) -> Obs:
         """Start B new episodes, environment i from the seed derived for it. Returns obs `[B, ...]`."""
-        self._cast.reset(env_seeds(seed, self.num_envs))
-        self._tensors.episodes.reset()
+        seeds = env_seeds(seed, self.num_envs)
+        self._tensors.started(seeds)
+        self._cast.reset(seeds)
         self._started, self._sent = True, False
         return self._tensors.obs()
 
@@ -59,9 +69,13 @@ class InlineEnvironment:
         if not self._sent:
             raise RuntimeError("recv comes after send")
         self._sent = False
-        for _ in self._cast.step():
-            pass
-        return self._tensors.step()
+        try:
+            for _ in self._cast.step():
+                pass
+        except EnvironmentFault as error:
+            self._tensors.explain(error)
+            raise
+        return self._tensors.step([self._tensors.restarted(report) for report in self._cast.reports()])
 
     def state_dict(self) -> dict[str, object]:
         """Every environment's state and the running episodes.
@@ -76,6 +90,7 @@ class InlineEnvironment:
         """Continue from `state`, saved by this stage or by workers with as many of the same environments."""
         self._start()
         self._cast.restore(unpack_states(state["envs"], self.num_envs))
+        self._tensors.started([None] * self.num_envs)
         episodes = state["episodes"]
         assert isinstance(episodes, dict)
         self._tensors.episodes.load_state_dict(episodes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from greenroom.envs.base import EpisodeTracker
 from greenroom.envs.board import Board
+from greenroom.envs.faults import History, Report, traceback_of
 from greenroom.envs.spaces import ActionForm, Layout, Leaf
-from greenroom.errors import UserError
+from greenroom.errors import EnvironmentFault, Fault, UserError
 from greenroom.seeding import derive
 from greenroom.spec import ActionSpec, ArraySpec, Bounded, Discrete, EnvSpec, MultiDiscrete
 from greenroom.types import Obs, Step
@@ -63,9 +65,15 @@ def unpack_states(packed: object, num_envs: int) -> list[Any]:
 
 
 class BoardTensors:
-    """Views of a board, and the count of its running episodes."""
+    """Views of a board, the count of its running episodes, and what is remembered of its environments.
 
-    def __init__(self, board: Board, layout: Layout) -> None:
+    Args:
+        board: the stage's.
+        layout: of its environments.
+        max_restarts: how many failures are put up with.
+    """
+
+    def __init__(self, board: Board, layout: Layout, max_restarts: int) -> None:
         self._names = [leaf.name for leaf in layout.leaves]
         self._is_dict = layout.is_dict
         self._obs = [torch.from_numpy(rows) for rows in board.obs]
@@ -75,6 +83,7 @@ class BoardTensors:
         self._terminated, self._truncated = torch.from_numpy(board.terminated), torch.from_numpy(board.truncated)
         self._signals = {name: torch.from_numpy(board.signals[i]) for i, name in enumerate(layout.signals)}
         self.episodes = EpisodeTracker(len(board.reward), layout.signals)
+        self.history = History(board.action, max_restarts)
 
     def write_action(self, action: Tensor) -> None:
         """Copy one action per environment into the board.
@@ -88,23 +97,69 @@ class BoardTensors:
                 f"not {action.dtype} of shape {tuple(action.shape)}"
             )
         self._action.copy_(action)
+        self.history.acted()
+
+    def started(self, seeds: Sequence[int | None]) -> None:
+        """New episodes everywhere, each with its seed; or they go on from a checkpoint, without."""
+        self.episodes.reset()
+        for index, seed in enumerate(seeds):
+            self.history.seeded(index, seed)
+
+    def restarted(self, report: Report) -> Fault:
+        """Take note that one environment failed in the step that was just taken, and has begun anew.
+
+        Raises:
+            EnvironmentFault: it was one failure too many.
+        """
+        index = report.index
+        step = self.episodes.length_of(index) + 1
+        fault = self.history.fault(index, report.what, report.traceback, step=step, restarted=(index,))
+        self.history.seeded(index, report.seed)
+        return fault
+
+    def replaced(self, lost: EnvironmentFault, indices: Sequence[int], seeds: Sequence[int]) -> Fault:
+        """Take note that a whole worker failed and its environments begin anew, each with its seed.
+
+        Raises:
+            EnvironmentFault: it was one failure too many.
+        """
+        assert lost.index is not None
+        step = self.episodes.length_of(lost.index) + 1
+        fault = self.history.fault(lost.index, str(lost), "", step=step, restarted=tuple(indices))
+        for index, seed in zip(indices, seeds, strict=True):
+            self.history.seeded(index, seed)
+        return fault
+
+    def explain(self, error: EnvironmentFault) -> None:
+        """Add to the error of an environment that stops the run how it came about, where that is not known yet."""
+        if error.fault is None and error.index is not None:
+            step = self.episodes.length_of(error.index) + 1
+            error.fault = self.history.fault(error.index, str(error), traceback_of(error), step=step)
 
     def obs(self) -> Obs:
         """`[B, ...]`: what to act on next."""
         return self._form(self._obs)
 
-    def step(self) -> Step:
-        """Everything that the last batch of steps left on the board."""
+    def step(self, faults: Sequence[Fault] = ()) -> Step:
+        """Everything that the last batch of steps left on the board, after these failures were mended."""
         ended = self._terminated | self._truncated
         rows = ended.nonzero().squeeze(1)
+        finished = ended
+        if lost := [index for fault in faults for index in fault.restarted]:
+            finished = ended.clone()
+            finished[lost] = False
+        episodes = self.episodes.update(self._reward, finished, self._signals)
+        self.episodes.forget(lost)
+        self.history.finished(episodes.index.tolist())
         return Step(
             obs=self._form(self._obs),
             reward=self._reward,
             terminated=self._terminated,
             truncated=self._truncated,
             final_obs=self._form([final[rows] for final in self._final]),
-            episodes=self.episodes.update(self._reward, ended, self._signals),
+            episodes=episodes,
             signals=self._signals,
+            faults=tuple(faults),
         )
 
     def _form(self, parts: list[Tensor]) -> Obs:

@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from greenroom.envs.board import Board
+from greenroom.envs.faults import FaultConfig, traceback_of
 from greenroom.envs.gym import Cast
 from greenroom.envs.snapshot import NotSnapshotable
 from greenroom.errors import EnvironmentFault, UserError
@@ -102,14 +103,14 @@ def main(worker: int, descriptor: int, memory: int, parent: int, tied: bool) -> 
         line.frame(FAULT, describe(error, worker))
 
 
-def describe(error: Exception, worker: int) -> tuple[str, str, str]:
-    """Kind, message and traceback of an exception, as plain strings."""
-    kind = (
-        "UserError" if isinstance(error, UserError) and not isinstance(error, EnvironmentFault) else "EnvironmentFault"
-    )
+def describe(error: Exception, worker: int) -> tuple[str, str, str, int | None, str]:
+    """Kind, message and traceback of an exception, and which environment is to blame with its own traceback."""
+    fault = error if isinstance(error, EnvironmentFault) else None
+    kind = "UserError" if isinstance(error, UserError) and fault is None else "EnvironmentFault"
     told = isinstance(error, UserError)
     message = str(error) if told else f"worker {worker}: {type(error).__name__}: {error}"
-    return kind, message, "".join(traceback.format_exception(error))
+    blame, own = (None, "") if fault is None else (fault.index, traceback_of(fault))
+    return kind, message, "".join(traceback.format_exception(error)), blame, own
 
 
 class _Service:
@@ -128,7 +129,10 @@ class _Service:
                 for index in self._cast.step():
                     self._current[0] = index
                 self._current[0] = -1
-                self._line.tag(DONE)
+                if reports := self._cast.reports():
+                    self._line.frame(ANSWER, reports)
+                else:
+                    self._line.tag(DONE)
             elif tag == CALL:
                 name, arguments = self._line.read_frame()
                 self._line.frame(ANSWER, calls[name](*arguments))
@@ -139,9 +143,9 @@ class _Service:
         if hasattr(self, "_cast"):
             self._cast.close()
 
-    def _build(self, factory: bytes, first: int, count: int, spin: float) -> Any:
+    def _build(self, factory: bytes, first: int, count: int, spin: float, faults: FaultConfig) -> Any:
         self._spin = spin
-        self._cast = Cast(pickle.loads(factory), first, count)
+        self._cast = Cast(pickle.loads(factory), first, count, faults)
         return self._cast.layout
 
     def _enter(self, num_envs: int, num_workers: int) -> None:

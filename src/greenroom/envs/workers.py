@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import weakref
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import cloudpickle
 import torch
 from torch import Tensor
 
 from greenroom.envs.board import Board, board_bytes
-from greenroom.envs.crew import Crew
+from greenroom.envs.crew import Crew, WorkerLost
+from greenroom.envs.faults import BY_DEFAULT, FaultConfig
 from greenroom.envs.gym import Factory, Source
 from greenroom.envs.snapshot import NotSnapshotable
 from greenroom.envs.tensors import BoardTensors, env_seeds, pack_states, spec_of, unpack_states
-from greenroom.errors import EnvironmentFault, UserError
+from greenroom.errors import EnvironmentFault, Fault, UserError
 from greenroom.machine import available_cores
 from greenroom.types import Obs, Step
+
+T = TypeVar("T")
 
 _SPIN_SECONDS = 50e-6  # about what it costs to be put to sleep and woken again
 
@@ -27,14 +31,14 @@ _SPIN_SECONDS = 50e-6  # about what it costs to be put to sleep and woken again
 class WorkersEnvironment:
     """Implements `Environment` and, where its environments can be captured, `Snapshotable`.
 
-    After any fault the stage is closed: its processes are gone before the exception is raised.
+    After a fault that it does not mend the stage is closed: its processes are gone before the exception is raised.
 
     Args:
         env: A Gymnasium id, `package.module:factory`, or a callable that returns a `gymnasium.Env`.
         num_envs: B.
         num_workers: Processes; divides `num_envs`.
         kwargs: The environment's own arguments.
-        timeout: Seconds that a worker may take to build, reset or step its share once.
+        faults: What happens when an environment fails, or a worker.
 
     Raises:
         UserError: The environment cannot be built, or the numbers do not divide.
@@ -47,29 +51,35 @@ class WorkersEnvironment:
         num_envs: int,
         num_workers: int,
         kwargs: Mapping[str, Any] | None = None,
-        timeout: float = 120.0,
+        faults: FaultConfig = BY_DEFAULT,
     ) -> None:
         _check_division(num_envs, num_workers)
         self.num_envs, self.num_workers, self.device = num_envs, num_workers, torch.device("cpu")
         self._started = self._sent = self._closed = False
         self._can_snapshot: bool | None = None
         factory = Factory(env=env, kwargs=dict(kwargs or {}))
-        job, share = _pickled(factory), num_envs // num_workers
+        self._share, self._faults = num_envs // num_workers, faults
         # With more processes than cores, who spins takes the core from whom it waits for.
         spin = _SPIN_SECONDS if num_workers < available_cores() else 0.0
-        self._crew = Crew(num_workers, share, spin, timeout)
+        limits = {"step_timeout": faults.step_timeout, "reset_timeout": faults.reset_timeout}
+        self._crew = Crew(num_workers, self._share, spin, **limits)
         self._dismiss = weakref.finalize(self, self._crew.dismiss)
-        layouts = self._call("build", [(job, worker * share, share, spin) for worker in range(num_workers)])
+        job, share = _pickled(factory), self._share
+        self._jobs = [(job, worker * share, share, spin, faults) for worker in range(num_workers)]
+        layouts = self._call("build", self._jobs)
         layout = layouts[0]
         for worker, other in enumerate(layouts):
             if other != layout:
                 self.close()
-                raise EnvironmentFault(f"environment {worker * share} has other spaces or signals than environment 0")
+                what = f"environment {worker * share} has other spaces or signals than environment 0"
+                raise EnvironmentFault(what, index=worker * share)
         self.spec = spec_of(layout, factory.name)
         size = board_bytes(layout, num_envs, num_workers)
         os.ftruncate(self._crew.memory, size)
-        board = self._crew.board = Board(layout, num_envs, num_workers, mmap.mmap(self._crew.memory, size))
-        self._tensors = BoardTensors(board, layout)
+        self._board = self._crew.board = Board(layout, num_envs, num_workers, mmap.mmap(self._crew.memory, size))
+        self._tensors = BoardTensors(self._board, layout, faults.max_env_restarts)
+        self._mended: list[Fault] = []
+        """What failed since the last step; the next one tells of it."""
         self._call("enter", [(num_envs, num_workers)] * num_workers)
 
     @property
@@ -88,8 +98,9 @@ class WorkersEnvironment:
         self._check_open()
         if self._sent:
             self._wait()
-        self._call("reset", [(part,) for part in self._parts(env_seeds(seed, self.num_envs))])
-        self._tensors.episodes.reset()
+        seeds = env_seeds(seed, self.num_envs)
+        self._tensors.started(seeds)
+        self._call("reset", [(part,) for part in self._parts(seeds)])
         self._started, self._sent = True, False
         return self._tensors.obs()
 
@@ -109,7 +120,8 @@ class WorkersEnvironment:
             raise RuntimeError("recv comes after send")
         self._wait()
         self._sent = False
-        return self._tensors.step()
+        faults, self._mended = self._mended, []
+        return self._tensors.step(faults)
 
     def state_dict(self) -> dict[str, object]:
         """Every environment's state and the running episodes.
@@ -119,7 +131,7 @@ class WorkersEnvironment:
         """
         self._start()
         states: list[Any] = []
-        for answer in self._call("capture", [()] * self.num_workers):
+        for answer in self._mending(lambda: self._crew.call("capture", [()] * self.num_workers)):
             if isinstance(answer, str):
                 raise NotSnapshotable(answer)
             states += answer
@@ -130,6 +142,7 @@ class WorkersEnvironment:
         self._start()
         states = unpack_states(state["envs"], self.num_envs)
         self._call("restore", [(part,) for part in self._parts(states)])
+        self._tensors.started([None] * self.num_envs)
         episodes = state["episodes"]
         assert isinstance(episodes, dict)
         self._tensors.episodes.load_state_dict(episodes)
@@ -144,16 +157,63 @@ class WorkersEnvironment:
         return [values[first : first + share] for first in range(0, self.num_envs, share)]
 
     def _call(self, name: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
-        try:
+        with self._closing_at_faults():
             return self._crew.call(name, arguments)
-        except Exception:
-            self.close()
-            raise
 
     def _wait(self) -> None:
+        """Wait for all workers' steps, and take in what failed in them."""
+        answers = self._mending(self._crew.wait)
+        with self._closing_at_faults():
+            for worker in sorted(answers):
+                self._mended += [self._tensors.restarted(report) for report in answers[worker]]
+
+    def _mending(self, attempt: Callable[[], T]) -> T:
+        """What `attempt` returns, tried again whenever a worker is lost meanwhile and has been replaced."""
+        with self._closing_at_faults():
+            while True:
+                try:
+                    return attempt()
+                except WorkerLost as lost:
+                    if not self._faults.restarts:
+                        raise
+                    self._replace(lost)
+
+    def _replace(self, lost: WorkerLost) -> None:
+        """Start a new worker in the place of one that is lost; all its environments begin anew.
+
+        Raises:
+            EnvironmentFault: that was once too often.
+        """
+        worker = lost.worker
+        indices = range(worker * self._share, (worker + 1) * self._share)
+        seeds = self._note(lost, indices)
+        while True:
+            self._crew.replace(worker)
+            try:
+                self._crew.ask(worker, "build", self._jobs[worker])
+                self._crew.ask(worker, "enter", (self.num_envs, self.num_workers))
+                self._crew.ask(worker, "reset", (seeds,))
+                break
+            except WorkerLost as another:
+                if another.worker == worker:
+                    seeds = self._note(another, indices)
+                else:
+                    self._replace(another)
+        for index in indices:
+            self._board.lose(index)
+
+    def _note(self, lost: WorkerLost, indices: range) -> list[int]:
+        seeds = self._tensors.history.seeds(indices)
+        self._mended.append(self._tensors.replaced(lost, indices, seeds))
+        return seeds
+
+    @contextlib.contextmanager
+    def _closing_at_faults(self) -> Iterator[None]:
         try:
-            self._crew.wait()
-        except Exception:
+            yield
+        except Exception as error:
+            if isinstance(error, EnvironmentFault) and hasattr(self, "_tensors"):
+                self._tensors.explain(error)
             self.close()
             raise
 
