@@ -111,7 +111,7 @@ def _moved(fault: Fault, by: int) -> Fault:
     return replace(fault, index=fault.index + by, restarted=tuple(index + by for index in fault.restarted))
 
 
-def _unfinished(lost: Tensor, cut: Tensor) -> Tensor:
+def unfinished(lost: Tensor, cut: Tensor) -> Tensor:
     """The steps `lost`, bool `[T, B]`, and those of the same episodes before them in this rollout."""
     dropped = lost.clone()
     for t in reversed(range(len(lost) - 1)):
@@ -213,7 +213,7 @@ class Collector:
         lost = torch.zeros_like(memory.arrays["truncated"])
         for number, part in enumerate(ended):  # in turn all groups' first steps, their second ones, …
             lost[number // len(self.groups), [index for fault in part.faults for index in fault.restarted]] = True
-        return _unfinished(lost, memory.arrays["terminated"] | memory.arrays["truncated"])
+        return unfinished(lost, memory.arrays["terminated"] | memory.arrays["truncated"])
 
     def _decide(self, memory: _Memory, number: int, t: int) -> None:
         start = time.perf_counter()

@@ -34,7 +34,14 @@ def advantage_of(rollout: Rollout, policy: ActorCritic, rewards: Rewards, lam: f
 
 
 def steps_of(rollout: Rollout, **more: Tensor) -> Rows:
-    """The steps with what an actor-critic's loss asks for, and `more`; whole sequences if the policy has a memory."""
+    """What to learn from: the steps with what an actor-critic's loss asks for, and `more`; dropped ones are left out.
+
+    If the policy has a memory, whole sequences.
+    """
+    return _all_steps_of(rollout, **more).without(rollout.dropped)
+
+
+def _all_steps_of(rollout: Rollout, **more: Tensor) -> Rows:
     sample, log_prob = rollout.extras["sample"], rollout.extras["log_prob"]
     return rows_of(rollout, whole=bool(rollout.state), sample=sample, old_log_prob=log_prob, **more)
 
@@ -52,7 +59,6 @@ def explained_variance(value: Tensor, target: Tensor) -> Tensor:
 def update(
     config: A2CConfig | VTraceConfig,
     updater: Updater,
-    rollout: Rollout,
     log_prob: Tensor,
     entropy: Tensor,
     value: Tensor,
@@ -64,18 +70,15 @@ def update(
     Args:
         config: weights of the loss's terms.
         updater: takes the step.
-        rollout: which of its steps are learned from.
-        log_prob: of the actions taken, float `[T·B]` in the order of time, differentiable, as the next two.
+        log_prob: of the actions taken, float `[N]`, differentiable, as the next two.
         entropy: of the policy.
         value: of what was acted on.
-        advantage: float `[T, B]`.
-        target: of the value, float `[T, B]`.
+        advantage: float `[N]`.
+        target: of the value, float `[N]`.
 
     Returns:
         Scalar metrics.
     """
-    steps = (log_prob, entropy, value, advantage.flatten(), target.flatten())
-    log_prob, entropy, value, advantage, target = map(rollout.kept, steps)
     policy_loss = policy_gradient(log_prob, standardise(advantage) if config.standardise_advantage else advantage)
     value_loss = squared_error(value, target)
     mean_entropy = entropy.mean()
@@ -132,11 +135,10 @@ class A2C:
         """One update; returns scalars on the device. The advantage rests on the values that the acting weights gave."""
         rate = self.updater.advance(rollout.reward.numel())
         advantage = advantage_of(rollout, self.policy, self.rewards, self.config.discounting.lam)
-        target = rollout.extras["value"] + advantage
-        rows = steps_of(rollout)
+        rows = steps_of(rollout, advantage=advantage, target=rollout.extras["value"] + advantage)
         distribution, value = self.policy.evaluate(rows.obs, rows.state, rows.cut)
         log_prob, entropy = distribution.log_prob(rows["sample"]), distribution.entropy()
-        metrics = update(self.config, self.updater, rollout, log_prob, entropy, value, advantage, target)
+        metrics = update(self.config, self.updater, log_prob, entropy, value, rows["advantage"], rows["target"])
         learn_normalisation(self.policy, rollout)
         return metrics | {"learning_rate": rate}
 
@@ -200,7 +202,7 @@ class VTrace:
         config = self.config
         rate = self.updater.advance(rollout.reward.numel())
         reward, discount = self.rewards(rollout)
-        rows = steps_of(rollout)
+        rows = _all_steps_of(rollout)
         distribution, new_value = self.policy.evaluate(rows.obs, rows.state, rows.cut)
         log_prob = distribution.log_prob(rows["sample"])
         shape = reward.shape
@@ -220,7 +222,8 @@ class VTrace:
         )
         target = value + error
         advantage = vtrace_advantage(reward, discount, rollout.cut, value, next_value, ratio, target, config.rho_max)
-        metrics = update(config, self.updater, rollout, log_prob, distribution.entropy(), new_value, advantage, target)
+        steps = (log_prob, distribution.entropy(), new_value, advantage.flatten(), target.flatten())
+        metrics = update(config, self.updater, *map(rollout.kept, steps))
         learn_normalisation(self.policy, rollout)
         return metrics | {"learning_rate": rate, "ratio_mean": ratio.mean(), "ratio_max": ratio.max()}
 

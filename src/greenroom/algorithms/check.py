@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from greenroom.acting import unfinished
 from greenroom.algorithms import Algorithm, AlgorithmConfig, updaters_of
 from greenroom.errors import UserError
 from greenroom.networks import Mlp
@@ -78,6 +79,7 @@ def check_algorithm(
     )
     if hasattr(algorithm, "updaters"):
         _check_updaters(algorithm, builder.build(seed), second)
+    _check_dropped(builder.build(seed), builder.build(seed), [first, second])
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,25 @@ def _check_updaters(algorithm: Algorithm, other: Algorithm, rollout: Rollout) ->
     rate = other.learn(rollout).get("learning_rate", torch.tensor(0.0))
     _require(float(rate) == 0.0, "the metric learning_rate is not that of the updaters")
     _require(_same(_parameters(other), before), "`updaters` are not all that move the parameters")
+
+
+def _check_dropped(algorithm: Algorithm, other: Algorithm, rollouts: list[Rollout]) -> None:
+    """Nothing is learned from steps that a rollout has dropped, whatever they hold."""
+    for rollout in rollouts:
+        lost = rollout.truncated & ~rollout.terminated
+        lost[:, lost.shape[1] // 2 :] = False
+        dropped = unfinished(lost, rollout.cut)
+
+        def otherwise(part: Tensor, dropped: Tensor = dropped) -> Tensor:
+            changed = part.clone()
+            changed[dropped] = part.flip(0)[dropped]
+            return changed
+
+        extras = {name: otherwise(part) for name, part in rollout.extras.items()}
+        algorithm.learn(replace(rollout, dropped=dropped))
+        other.learn(replace(rollout, dropped=dropped, action=otherwise(rollout.action), extras=extras))
+    what = "what a rollout has `dropped` was learned from; leave those steps out of the loss, or of the replay"
+    _require(_same(_parameters(algorithm), _parameters(other)), what)
 
 
 def _check_metrics(metrics: dict[str, Tensor]) -> None:

@@ -82,7 +82,7 @@ class PPO:
         value = rollout.extras["value"]
         advantage = advantage_of(rollout, self.policy, self.rewards, self.config.discounting.lam)
         target = value + advantage
-        rows = steps_of(rollout, advantage=advantage, target=target, old_value=value).without(rollout.dropped)
+        rows = steps_of(rollout, advantage=advantage, target=target, old_value=value)
         updates: list[dict[str, Tensor]] = []
         for _ in range(self.config.epochs):
             updates += [self._update(part) for part in rows.minibatches(self.config.minibatches, self._generator)]
