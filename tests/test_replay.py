@@ -18,6 +18,7 @@ from torch import Tensor
 
 import replay as study
 from greenroom import archive, checkpoint, machine
+from greenroom.acting import unfinished
 from greenroom.batch import Batch, Sequences
 from greenroom.errors import UserError
 from greenroom.frames import FramePool
@@ -773,3 +774,53 @@ def test_on_the_accelerator_it_gives_the_same_back(where: str, prioritised: bool
         assert_equal(map_obs(lambda part, at=row: part[at], on_host.next_obs), next_obs)  # type: ignore[misc]
         assert (float(on_host.reward[row]), float(on_host.discount[row])) == (reward, discount)
     check_sequences(sequences, world, 6, 0)
+
+
+@pytest.mark.parametrize("prioritised", [False, True])
+def test_what_a_rollout_drops_is_never_drawn_and_nothing_leads_there(prioritised: bool) -> None:
+    world = World(VECTOR, num_envs=4, seed=3, longest=9)
+    replay = build(world, capacity=160, n_step=3, prioritised=prioritised)
+    lost_steps: dict[tuple[int, int], None] = {}
+    cut_before: set[tuple[int, int]] = set()
+    for _ in range(14):
+        start = len(world.reward)
+        rollout = world.rollout(5)
+        lost = rollout.truncated & ~rollout.terminated
+        lost[:, 2:] = False  # the other environments never fail
+        dropped = unfinished(lost, rollout.cut)
+        replay.add(dataclasses.replace(rollout, dropped=dropped if bool(dropped.any()) else None))
+        lost_steps |= {(start + t, env): None for t, env in dropped.nonzero().tolist()}
+        cut_before |= {(start - 1, env) for env in dropped[0].nonzero().flatten().tolist()}
+        batch = replay.sample(400)
+        for number, reward, discount in zip(
+            batch.index.tolist(), batch.reward.tolist(), batch.discount.tolist(), strict=True
+        ):
+            time, env = divmod(number, world.num_envs)
+            assert (time, env) not in lost_steps
+            total, power = 0.0, 1.0
+            for k in range(3):
+                total += power * float(world.reward[time + k][env])
+                power *= replay.gamma
+                terminated, truncated = (bool(ends[env]) for ends in world.ends[time + k])
+                if terminated or truncated or (time + k, env) in cut_before or time + k + 1 == len(world.reward):
+                    break
+            assert reward == pytest.approx(total, abs=1e-4)
+            assert discount == pytest.approx(0.0 if terminated else power)
+    assert len(lost_steps) > 10 and cut_before
+    again = build(world, capacity=160, n_step=3, prioritised=prioritised)
+    again.load_state_dict(copy.deepcopy(replay.state_dict()))
+    assert torch.equal(again.sample(400).index, replay.sample(400).index)
+
+
+def test_a_sequence_with_a_dropped_step_has_no_weight() -> None:
+    world = World(VECTOR, num_envs=3, seed=1, state_size=2)
+    replay = build(world, capacity=120)
+    dropped = torch.zeros(5, 3, dtype=torch.bool)
+    dropped[1:3, 0] = True
+    replay.add(world.rollout(5))
+    replay.add(dataclasses.replace(world.rollout(5), dropped=dropped))
+    replay.add(world.rollout(5))
+    drawn = replay.sample_sequences(200, 5)
+    failed = (drawn.index // world.num_envs == 5) & (drawn.index % world.num_envs == 0)
+    assert 0 < int(failed.sum()) < 200
+    assert torch.equal(drawn.weight == 0.0, failed)

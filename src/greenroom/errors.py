@@ -42,14 +42,14 @@ class EnvironmentFault(UserError):
 
     Attributes:
         index: which environment, where one is to blame.
-        own_traceback: the environment's, if it came from another process; otherwise the exception's cause has it.
+        own_traceback: the environment's, if it failed in another process; None: the exception's cause has it.
         fault: how it came about, where the stage can tell.
     """
 
     def __init__(self, message: str, *, index: int | None = None) -> None:
         super().__init__(message)
         self.index = index
-        self.own_traceback = ""
+        self.own_traceback: str | None = None
         self.fault: Fault | None = None
 
 

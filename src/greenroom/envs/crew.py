@@ -19,6 +19,7 @@ from greenroom.envs.board import Board
 from greenroom.envs.worker import ANSWER, CALL, CLOSE, DONE, FAULT, STEP, Line, wait_readable
 from greenroom.errors import EnvironmentFault, UserError
 
+_START_SECONDS = 60.0  # for the interpreter and its imports, on a busy machine
 _GOODBYE_SECONDS = 2.0  # for closing environments; then the process is killed
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _BOOT = (
@@ -173,10 +174,12 @@ class Crew:
             if before != doing:
                 since = now
             self._seen[worker] = doing, since
-            if index < 0:  # building, resetting or copying all of its environments
-                limit = self.reset_timeout * self._share
-            else:
+            if index >= 0:
                 limit = self.reset_timeout if resetting else self.step_timeout
+            elif self.reset_timeout:  # starting, building or copying all of its environments
+                limit = _START_SECONDS + self.reset_timeout * self._share
+            else:
+                limit = 0.0
             if limit and now - since >= limit:
                 raise self._lost(worker, f"has been silent for {limit:g} s{self._where(worker)}")
 

@@ -75,10 +75,10 @@ def report_of(error: EnvironmentFault, index: int, seed: int) -> Report:
 
 def traceback_of(error: EnvironmentFault) -> str:
     """The environment's own traceback; empty if it did not raise."""
-    cause = error.__cause__
-    if error.own_traceback or cause is None:
+    if error.own_traceback is not None:
         return error.own_traceback
-    return "".join(traceback.format_exception(cause)).strip("\n") + "\n"
+    cause = error.__cause__
+    return "" if cause is None else "".join(traceback.format_exception(cause)).strip("\n") + "\n"
 
 
 def next_seed(seed: int) -> int:

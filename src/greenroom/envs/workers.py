@@ -163,6 +163,9 @@ class WorkersEnvironment:
     def _wait(self) -> None:
         """Wait for all workers' steps, and take in what failed in them."""
         answers = self._mending(self._crew.wait)
+        for fault in self._mended:
+            for index in fault.restarted:
+                self._board.lose(index)
         with self._closing_at_faults():
             for worker in sorted(answers):
                 self._mended += [self._tensors.restarted(report) for report in answers[worker]]
@@ -199,8 +202,6 @@ class WorkersEnvironment:
                     seeds = self._note(another, indices)
                 else:
                     self._replace(another)
-        for index in indices:
-            self._board.lose(index)
 
     def _note(self, lost: WorkerLost, indices: range) -> list[int]:
         seeds = self._tensors.history.seeds(indices)

@@ -1,0 +1,73 @@
+"""Environments that fail now and then, by their own random numbers. Loads no torch: worker processes import it."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+
+class Flaky(gymnasium.Env[Any, Any]):
+    """Three random numbers, episodes of 20 steps; each step goes wrong with probability `chance`, and pays 1."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (3,))
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, fault: str = "raise", chance: float = 0.02) -> None:
+        self.fault, self.chance, self.t, self.jammed = fault, chance, 0, False
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if self.jammed and self.fault == "reset":
+            raise ValueError("the conveyor stays jammed")
+        self.t = 0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        if self.np_random.random() >= self.chance:
+            return self._observe(), 1.0, False, self.t >= 20, {}
+        self.jammed = True
+        match self.fault:
+            case "raise":
+                raise ValueError("the conveyor jammed")
+            case "nan":
+                return np.full(3, np.nan, np.float32), 1.0, False, False, {}
+            case "outside":
+                return np.full(3, 7.0, np.float32), 1.0, False, False, {}
+            case "shape":
+                return np.zeros(4, np.float32), 1.0, False, False, {}
+            case "reward":
+                return self._observe(), float("inf"), False, False, {}
+            case "reset":
+                return self._observe(), 1.0, True, False, {}
+            case "exit":
+                os._exit(3)
+            case "hang":
+                time.sleep(600)
+        raise AssertionError(self.fault)
+
+    def _observe(self) -> Any:
+        return self.np_random.uniform(-1.0, 1.0, 3).astype(np.float32)
+
+
+class NeverAgain(Flaky):
+    """Once it has failed, no other of its kind can be reset."""
+
+    broken = False
+
+    def step(self, action: Any) -> Any:
+        try:
+            return super().step(action)
+        except ValueError:
+            type(self).broken = True
+            raise
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if type(self).broken:
+            raise RuntimeError("no licence left")
+        return super().reset(seed=seed)

@@ -1,0 +1,395 @@
+"""Environments that fail: started anew if asked, not learned from, counted, and on file so that it can be repeated."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import flaky_envs
+from greenroom import session
+from greenroom.acting import Collector, unfinished
+from greenroom.algorithms.ppo import PPOConfig
+from greenroom.cli import main
+from greenroom.config import RunConfig
+from greenroom.envs import make
+from greenroom.envs.faults import FaultConfig, next_seed
+from greenroom.envs.inline import InlineEnvironment
+from greenroom.envs.workers import WorkersEnvironment
+from greenroom.errors import EnvironmentFault, ExitCode, UserError
+from greenroom.evaluation import evaluate
+from greenroom.networks import Mlp
+from greenroom.policy import ActorCritic, PolicyConfig
+from greenroom.postmortem import reproduce
+from greenroom.session import launch, resume
+from greenroom.training import Run, train
+from greenroom.types import Progress, Rollout, Step
+from test_session import PowerCut, assert_equal, final_state, lines, without_clock
+from test_workers import _children
+
+RESTART = FaultConfig(on_env_error="restart")
+STAGES: dict[str, dict[str, Any]] = {"inline": {}, "workers": {"num_workers": 2}}
+MENDED_INSIDE = ("raise", "nan", "outside", "shape", "reward", "reset")
+"""What the process that owns the environment mends; it goes on."""
+ACTION = torch.zeros(4, dtype=torch.int64)
+
+
+def stage_of(stage: str, faults: FaultConfig = RESTART, **kwargs: Any) -> InlineEnvironment | WorkersEnvironment:
+    kind: Any = {"inline": InlineEnvironment, "workers": WorkersEnvironment}[stage]
+    made: InlineEnvironment | WorkersEnvironment = kind(
+        "flaky_envs:Flaky", num_envs=4, kwargs=kwargs, faults=faults, **STAGES[stage]
+    )
+    return made
+
+
+def steps_of(environment: Any, count: int) -> list[Any]:
+    """Steps, in memory of their own."""
+    taken: list[Step] = []
+    for _ in range(count):
+        environment.send(ACTION)
+        step = environment.recv()
+        copies = {name: getattr(step, name).clone() for name in ("obs", "reward", "terminated", "truncated")}
+        taken.append(dataclasses.replace(step, **copies, final_obs=step.final_obs.clone()))
+    return taken
+
+
+@pytest.mark.parametrize("fault", MENDED_INSIDE)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_failed_environment_begins_anew_and_the_others_never_notice(stage: str, fault: str) -> None:
+    flaky, sound = stage_of(stage, fault=fault), stage_of(stage, fault=fault, chance=0.0)
+    flaky.reset(3)
+    sound.reset(3)
+    failed: set[int] = set()
+    for ours, theirs in zip(steps_of(flaky, 60), steps_of(sound, 60), strict=True):
+        for one in ours.faults:
+            index = one.index
+            failed.add(index)
+            assert one.restarted == (index,)
+            assert bool(ours.truncated[index]) and not bool(ours.terminated[index]) and float(ours.reward[index]) == 0.0
+            assert index not in ours.episodes.index.tolist()
+        assert bool(ours.obs.isfinite().all()) and bool(ours.final_obs.isfinite().all())
+        assert int((ours.terminated | ours.truncated).sum()) == len(ours.final_obs)
+        # An environment that has not failed yet has the same history, bit for bit.
+        well = [index for index in range(4) if index not in failed]
+        assert torch.equal(ours.obs[well], theirs.obs[well]) and torch.equal(ours.reward[well], theirs.reward[well])
+        if fault != "reset":
+            assert set(ours.episodes.lengths.tolist()) <= {20}
+    assert failed
+    flaky.close()
+    sound.close()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_same_failures_give_the_same_bits(stage: str) -> None:
+    runs = []
+    for _ in range(2):
+        environment = stage_of(stage)
+        environment.reset(5)
+        runs.append(steps_of(environment, 80))
+        environment.close()
+    assert any(step.faults for step in runs[0])
+    for one, other in zip(*runs, strict=True):
+        assert torch.equal(one.obs, other.obs) and one.faults == other.faults
+
+
+def test_inline_and_workers_mend_alike() -> None:
+    streams = []
+    for stage in STAGES:
+        environment = stage_of(stage)
+        environment.reset(7)
+        streams.append(steps_of(environment, 80))
+        environment.close()
+    for one, other in zip(*streams, strict=True):
+        assert torch.equal(one.obs, other.obs)
+        assert [(fault.what, fault.actions) for fault in one.faults] == [
+            (fault.what, fault.actions) for fault in other.faults
+        ]
+
+
+def test_a_failure_is_told_with_all_that_leads_to_it() -> None:
+    environment = stage_of("inline", FaultConfig())
+    environment.reset(3)
+    with pytest.raises(
+        EnvironmentFault, match=r"^environment \d, step \d+: step raised ValueError: the conv"
+    ) as caught:
+        steps_of(environment, 200)
+    fault = caught.value.fault
+    assert fault is not None and fault.restarted == ()
+    assert fault.steps == len(fault.actions) == 20 * fault.episode + fault.step
+    assert fault.traceback.endswith("ValueError: the conveyor jammed\n") and "in step" in fault.traceback
+
+
+@pytest.mark.parametrize("fault", ["exit", "hang"])
+def test_a_lost_worker_is_replaced(fault: str) -> None:
+    before, faults = set(_children()), dataclasses.replace(RESTART, step_timeout=0.5)
+    environment = stage_of("workers", fault=fault, chance=0.01, faults=faults)
+    environment.reset(2)
+    steps = steps_of(environment, 60)
+    told = [one for step in steps for one in step.faults]
+    assert told
+    words = "ended with exit code 3" if fault == "exit" else "has been silent for 0.5 s"
+    for step in steps:
+        for one in step.faults:
+            assert one.restarted in ((0, 1), (2, 3)) and one.index in one.restarted
+            assert f"{words} while it stepped environment {one.index}" in one.what
+            assert bool(step.truncated[list(one.restarted)].all())
+    assert len(set(_children()) - before) == 2
+    environment.close()
+    assert set(_children()) <= before
+
+
+def test_a_reset_has_a_limit_of_its_own() -> None:
+    class SlowReset(flaky_envs.Flaky):
+        def reset(self, **given: Any) -> Any:
+            time.sleep(0.7 if self.jammed or self.t else 0.0)
+            return super().reset(**given)
+
+    def env() -> SlowReset:
+        return SlowReset(chance=0.0)
+
+    limits = FaultConfig(step_timeout=0.3, reset_timeout=30.0)
+    environment = WorkersEnvironment(env, num_envs=2, num_workers=1, faults=limits)
+    environment.reset(0)
+    for _ in range(25):
+        environment.send(ACTION[:2])
+        environment.recv()
+    environment.close()
+    environment = WorkersEnvironment(env, num_envs=2, num_workers=1, faults=FaultConfig(reset_timeout=0.3))
+    environment.reset(0)
+    words = r"worker 0 \(environments 0 to 1\) has been silent for 0.3 s while it reset environment 0"
+    with pytest.raises(EnvironmentFault, match=words):
+        for _ in range(25):
+            environment.send(ACTION[:2])
+            environment.recv()
+
+
+@pytest.mark.parametrize("when", ["stepping", "between", "saving"])
+def test_a_killed_worker_is_replaced_within_a_second_of_being_noticed(when: str) -> None:
+    environment = stage_of("workers", chance=0.0)
+    assert isinstance(environment, WorkersEnvironment)
+    environment.reset(0)
+    steps_of(environment, 3)
+    os.kill(environment._crew._processes[1].pid, signal.SIGKILL)
+    if when == "between":
+        time.sleep(0.3)
+    if when == "saving":
+        assert environment.state_dict()
+    step = steps_of(environment, 1)[0]
+    (fault,) = step.faults
+    assert fault.restarted == (2, 3) and "worker 1 (environments 2 to 3) was killed by signal 9" in fault.what
+    assert step.truncated.tolist() == [False, False, True, True]
+    assert not any(step.faults for step in steps_of(environment, 3))
+    environment.close()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_there_is_a_limit(stage: str) -> None:
+    before = set(_children())
+    environment = stage_of(stage, dataclasses.replace(RESTART, max_env_restarts=2), chance=0.2)
+    environment.reset(0)
+    with pytest.raises(EnvironmentFault, match="failure number 3 of this sitting, max_env_restarts is 2") as caught:
+        steps_of(environment, 100)
+    assert caught.value.fault is not None
+    environment.close()
+    assert set(_children()) <= before
+
+
+def test_an_environment_that_never_works_again_stops_the_run() -> None:
+    faults = dataclasses.replace(RESTART, max_env_restarts=10**6)
+    environment = InlineEnvironment(flaky_envs.NeverAgain, num_envs=2, kwargs={"chance": 0.1}, faults=faults)
+    try:
+        environment.reset(0)
+        with pytest.raises(EnvironmentFault, match="reset raised RuntimeError: no licence left"):
+            for _ in range(100):
+                environment.send(ACTION[:2])
+                environment.recv()
+    finally:
+        flaky_envs.NeverAgain.broken = False
+
+
+def test_bounds_are_checked_unless_told_not_to() -> None:
+    environment = stage_of("inline", FaultConfig(), fault="outside")
+    environment.reset(0)
+    words = r"the observation is outside its space: element \[0\] is 7, not in -1 … 1; correct .*--no-check-bounds"
+    with pytest.raises(EnvironmentFault, match=words):
+        steps_of(environment, 200)
+    environment = stage_of("inline", FaultConfig(check_bounds=False), fault="outside")
+    environment.reset(0)
+    assert max(float(step.obs.max()) for step in steps_of(environment, 200)) == 7.0
+
+
+def test_stages_refuse_what_they_cannot_do() -> None:
+    for env in ("lost-sales", "ALE/Pong-v5"):
+        with pytest.raises(UserError, match="leave out --on-env-error restart"):
+            make(env, num_envs=2, faults=RESTART, say=lambda line: None)
+    limited = FaultConfig(step_timeout=5.0)
+    with pytest.raises(UserError, match="need --stage workers; on stage inline nothing could end a step"):
+        make("CartPole-v1", num_envs=2, stage="inline", faults=limited)
+    environment = make("CartPole-v1", num_envs=2, faults=limited, say=lambda line: None)  # asks for workers
+    assert isinstance(environment, WorkersEnvironment)
+    environment.close()
+    for wrong in ({"step_timeout": -1.0}, {"reset_timeout": float("nan")}, {"max_env_restarts": -1}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            FaultConfig(**wrong)
+
+
+def collector(length: int = 8, *, groups: int = 1, **kwargs: Any) -> Collector:
+    faults = dataclasses.replace(RESTART, max_env_restarts=10**6)
+    environments = [stage_of("inline", faults, **kwargs) for _ in range(groups)]
+    policy = ActorCritic(PolicyConfig(network=Mlp(hidden=(4,))), environments[0].spec, "float32")
+    return Collector(environments, policy, rollout_length=length, seed=1, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_rollout_drops_just_the_unfinished_episodes(groups: int) -> None:
+    source = collector(groups=groups, chance=0.03)
+    failed = 0
+    for _ in range(30):
+        rollout = next(source)
+        failed += rollout.dropped is not None
+        if rollout.dropped is None:
+            assert not rollout.faults
+        else:
+            check_dropped(rollout)
+    assert 0 < failed < 30
+    source.close()
+
+
+def check_dropped(rollout: Rollout) -> None:
+    """Against the definition: from each failure back to the episode's beginning, or the rollout's."""
+    dropped = rollout.dropped
+    assert dropped is not None and rollout.faults
+    failed = {index for fault in rollout.faults for index in fault.restarted}
+    assert {int(index) for index in dropped.any(0).nonzero()} == failed
+    for column in failed:
+        for t in range(len(dropped)):
+            # The first step from here on that cuts: a failure pays nothing, every other step pays 1.
+            ends = [later for later in range(t, len(dropped)) if bool(rollout.cut[later, column])]
+            assert bool(dropped[t, column]) == bool(ends and float(rollout.reward[ends[0], column]) == 0.0)
+
+
+def test_a_rollout_of_nothing_but_failures_is_not_handed_out() -> None:
+    source = collector(length=4, chance=0.3)
+    for _ in range(20):
+        rollout = next(source)
+        assert rollout.dropped is None or not bool(rollout.dropped.any(0).all())
+    assert sum(len(next(source).faults) for _ in range(5)) > 0
+    source.close()
+
+
+def test_unfinished_reaches_back_to_the_last_cut() -> None:
+    lost = torch.tensor([[0, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 1]], dtype=torch.bool).T
+    cut = torch.tensor([[0, 1, 0, 1, 0, 1], [1, 0, 0, 0, 0, 1]], dtype=torch.bool).T
+    expected = [[0, 0, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]]
+    assert unfinished(lost, cut).T.int().tolist() == expected
+
+
+def flaky_run(stage: str = "inline", **changes: Any) -> RunConfig:
+    return dataclasses.replace(
+        RunConfig(
+            env="flaky_envs:Flaky",
+            env_kwargs={"chance": 0.01},
+            stage=stage,  # type: ignore[arg-type]
+            num_workers=2 if stage == "workers" else 0,
+            num_envs=4,
+            rollout_length=8,
+            total_steps=1024,
+            algorithm=PPOConfig(epochs=1, minibatches=2),
+            policy=PolicyConfig(network=Mlp(hidden=(8,))),
+            eval_episodes=4,
+            save_every=256,
+            log_seconds=0.0,
+            faults=RESTART,
+            seed=4,
+        ),
+        **changes,
+    )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_with_failures_resumes_bit_for_bit(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = launch(flaky_run(stage), run_dir=tmp_path / "whole", quiet=True)
+
+    def cut_short(run: Run) -> Iterator[Progress]:
+        yield from itertools.islice(train(run), 19)
+        raise PowerCut
+
+    monkeypatch.setattr(session, "train", cut_short)
+    with pytest.raises(PowerCut):
+        launch(flaky_run(stage), run_dir=tmp_path / "halves", quiet=True)
+    monkeypatch.undo()
+    halves = resume(tmp_path / "halves", quiet=True)
+    assert whole.finished and halves.finished
+    records, resumed = (lines(outcome.folder.metrics) for outcome in (whole, halves))
+    assert records[-1]["env_restarts"] > 1
+    assert without_clock(records) == without_clock(resumed)
+    assert_equal(final_state(whole)["run"], final_state(halves)["run"])
+    files = sorted((whole.folder.path / "faults").iterdir())
+    assert len(files) >= records[-1]["env_restarts"]
+    assert all(reproduce(path).same for path in files)
+
+
+def test_the_command_line_tells_and_reproduces(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "flaky_envs:Flaky", "--num-envs", "4", "--stage", "inline", "--run-dir", "run", "--quiet"]
+    assert main([*words, "--algo", "a2c"]) == ExitCode.ERROR
+    told = capsys.readouterr().err
+    assert "ValueError: the conveyor jammed\n" in told
+    assert "since seed" in told and "greenroom reproduce run/faults/0001.json" in told
+    content = json.loads(Path("run/faults/0001.json").read_text())
+    assert content["env"] == "flaky_envs:Flaky" and content["traceback"] and len(content["actions"]) == content["steps"]
+    assert main(["reproduce", "run/faults/0001.json"]) == ExitCode.DONE
+    assert "it is the same failure" in capsys.readouterr().out
+    content["actions"] = content["actions"][:-1]  # no longer back to the seed: only the episode can be repeated
+    Path("short.json").write_text(json.dumps(content))
+    main(["reproduce", "short.json"])
+    assert "does not reach back to a seed" in capsys.readouterr().out
+    Path("other.json").write_text("{}")
+    assert main(["reproduce", "other.json"]) == ExitCode.ERROR
+    assert "does not tell of a failure" in capsys.readouterr().err
+    assert main(["reproduce", "run/faults"]) == ExitCode.ERROR
+
+
+def test_numbers_that_json_does_not_know_survive(tmp_path: Path) -> None:
+    content = {
+        "format": 1,
+        "env": "Pendulum-v1",
+        "env_kwargs": {},
+        "what": "environment 0, step 1: the reward is nan",
+        "index": 0,
+        "step": 1,
+        "steps": 1,
+        "seed": 3,
+        "actions": [["nan"]],
+    }
+    path = tmp_path / "fault.json"
+    path.write_text(json.dumps(content))
+    assert reproduce(path).same
+
+
+def test_an_evaluation_plays_another_episode_for_one_that_fails() -> None:
+    environment = stage_of("inline", chance=0.02)
+    policy = ActorCritic(PolicyConfig(network=Mlp(hidden=(4,))), environment.spec, "float32")
+    result = evaluate(policy, environment, episodes=40, seed=0)
+    assert result.lost > 0 and result.to_json()["lost"] == result.lost
+    assert set(result.lengths.tolist()) == {20} and set(np.unique(result.returns).tolist()) == {20.0}
+    environment.close()
+
+
+def test_seeds_of_restarts_differ() -> None:
+    chain = [3]
+    for _ in range(100):
+        chain.append(next_seed(chain[-1]))
+    assert len(set(chain)) == len(chain) and all(0 <= seed < 2**31 for seed in chain)
