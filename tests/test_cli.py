@@ -18,7 +18,8 @@ import yaml
 
 from greenroom.algorithms.actor_critic import A2CConfig
 from greenroom.algorithms.ppo import PPOConfig
-from greenroom.cli import _CHOICES, _COMMANDS, main
+from greenroom.cli import _COMMANDS, main
+from greenroom.commands.options import CHOICES
 from greenroom.config import NETWORKS, OPTIMIZERS, SEAMS, RunConfig, load_file
 from greenroom.errors import EXIT_CODES, ExitCode
 from greenroom.presets import PRESETS, preset
@@ -85,7 +86,7 @@ def test_every_setting_is_an_option_with_help(capsys: pytest.CaptureFixture[str]
     } < wanted
     shown: dict[str, str] = {}
     helps = []
-    chosen = [(option, name) for option, seam in _CHOICES.items() for name in SEAMS[seam]]
+    chosen = [(option, name) for option, seam in CHOICES.items() for name in SEAMS[seam]]
     for option, name in chosen:
         with pytest.raises(SystemExit) as end:
             main(["train", "ALE/Pong-v5", option, name, "--help"])

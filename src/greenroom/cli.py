@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import itertools
 import json
 import os
 import sys
-import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from greenroom.algorithms import AlgorithmConfig
 from greenroom.commands import live
 from greenroom.commands.bench import Bench, bench
 from greenroom.commands.doctor import Doctor, doctor
+from greenroom.commands.options import CHOICES, Start, run_options
 from greenroom.commands.reproduce import Reproduce, reproduce
-from greenroom.config import KINDS, SEAMS, RunConfig, component, load_file, narrowed, parse_yaml, widened
+from greenroom.config import SEAMS, RunConfig
 from greenroom.envs.faults import traceback_of
 from greenroom.errors import EXIT_CODES, EnvironmentFault, ExitCode, UserError, nearest
-from greenroom.networks import NetworkConfig
-from greenroom.optim import OptimizerConfig
-from greenroom.presets import PRESETS, preset
+from greenroom.presets import PRESETS
 
 if TYPE_CHECKING:
     from greenroom.outcome import Outcome
-
-_MARKERS = (tyro.conf.OmitArgPrefixes,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +38,8 @@ class Train:
 
     env: Positional[str]
     """A name of `greenroom list`, a Gymnasium id, or package.module:factory; by default --config's, or lost-sales."""
-    algo: str | None = None
-    """The algorithm: a name of `greenroom list`, or your own package.module:Class; by default the preset's."""
-    preset: Literal[tuple(PRESETS)] | None = None  # type: ignore[valid-type]  # the table is the one place of names
-    """Settings to start from; by default those of the environment's family."""
-    network: str | None = None
-    """The network: a name of `greenroom list`, or your own package.module:Class; by default the preset's."""
-    optimizer: str | None = None
-    """The optimiser: a name of `greenroom list`, or your own package.module:Class; by default the preset's."""
-    config: Path | None = None
-    """A config.yaml to start from, instead of a preset."""
+    start: Start = field(default_factory=Start)
+    """What to start from."""
     run_dir: Path | None = None
     """The run's folder, new or empty; by default a new one under runs/."""
     profile: bool = False
@@ -167,130 +151,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(words: list[str]) -> ExitCode:
-    options = _run_options(Train, words, "greenroom train")
+    options = run_options(Train, words, "greenroom train")
     from greenroom.session import launch
 
     return _show(launch(options.run, run_dir=options.run_dir, quiet=options.quiet, profile=options.profile))
 
 
 def _doctor(words: list[str]) -> None:
-    doctor(words, lambda: _run_options(Doctor, words, "greenroom doctor"))
-
-
-def _run_options(command: type, words: list[str], prog: str) -> Any:
-    """The options of a command with a `run` and an `env`, which is put into the run's configuration."""
-    own, words = _environment_arguments(words)
-    defaults = narrowed(_run_defaults(command, words, own))
-    options = widened(tyro.cli(type(defaults), args=words, default=defaults, prog=prog, config=_MARKERS))
-    return dataclasses.replace(options, run=dataclasses.replace(options.run, env=options.env))
-
-
-def _run_defaults(command: type, words: list[str], own: dict[str, Any]) -> Any:
-    """The options' defaults depend on some of the options: read those first, leave all errors to the real parser."""
-    chosen, env = _first_reading(command, words)
-    config = _start(env, chosen)
-    if own:
-        config = dataclasses.replace(config, env_kwargs=config.env_kwargs | own)
-    if chosen.network:
-        policy = dataclasses.replace(config.policy, network=component(NetworkConfig, chosen.network)())
-        config = dataclasses.replace(config, policy=policy)
-    if chosen.optimizer:
-        optimizer = component(OptimizerConfig, chosen.optimizer)()
-        algorithm: Any = config.algorithm
-        config = dataclasses.replace(config, algorithm=dataclasses.replace(algorithm, optimizer=optimizer))
-    return command(env=config.env, run=config)
-
-
-_CHOICES = {"--algo": AlgorithmConfig, "--network": NetworkConfig, "--optimizer": OptimizerConfig}
-"""The options that choose a component, and so which other options there are."""
-
-
-def _components(words: list[str]) -> list[type]:
-    """Components of the user's own that the words name."""
-    found: list[type] = []
-    for word, following in itertools.pairwise([*words, ""]):
-        option, equals, value = word.partition("=")
-        name = value if equals else following
-        if option in _CHOICES and ":" in name:
-            found.append(component(_CHOICES[option], name))
-    return found
-
-
-def _first_reading(command: type, words: list[str]) -> tuple[argparse.Namespace, str | None]:
-    """The options' values as words, and the environment: the word that is neither an option nor an option's value."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    choices: dict[str, list[str]] = {}
-    for kind in _with_parts(command, *KINDS.values(), *_components(words)):
-        for name, hint in typing.get_type_hints(kind).items():
-            if name in choices or name == "env":
-                continue
-            choices[name] = _choices(hint)
-            if hint is bool:
-                first.add_argument(_option(name), action=argparse.BooleanOptionalAction)
-            else:
-                first.add_argument(_option(name), nargs="*" if typing.get_origin(hint) is tuple else None)
-    try:
-        chosen, rest = first.parse_known_args([_dashed(word) for word in words])
-    except argparse.ArgumentError as problem:
-        raise UserError(f"{problem}; see greenroom train --help") from problem
-    for name, known in choices.items():
-        given = getattr(chosen, name)
-        for value in given if isinstance(given, list) else [given]:
-            if known and value is not None and value not in known:
-                raise UserError(f"{_option(name)}: {value!r} is not a valid value{nearest(value, known)}")
-    return chosen, next((word for word in rest if not word.startswith("-")), None)
-
-
-def _with_parts(*kinds: Any) -> list[type]:
-    """The dataclasses, and those that their fields hold."""
-    found: list[type] = []
-    for kind in kinds:
-        parts = [hint for hint in typing.get_type_hints(kind).values() if dataclasses.is_dataclass(hint)]
-        found += [kind, *_with_parts(*parts)]
-    return found
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _dashed(word: str) -> str:
-    """`--total_steps=5` as `--total-steps=5`, which the real parser takes too."""
-    name, equals, value = word.partition("=")
-    return _option(name[2:]) + equals + value if name.startswith("--") else word
-
-
-def _choices(hint: Any) -> list[str]:
-    """The words that an option of type `hint` takes; empty if there are too many to list."""
-    if typing.get_origin(hint) is Literal:
-        return list(typing.get_args(hint))
-    return [word for part in typing.get_args(hint) for word in _choices(part)]
-
-
-def _start(env: str | None, chosen: argparse.Namespace) -> RunConfig:
-    if chosen.config is None:
-        return preset(chosen.preset, env or "lost-sales", algo=chosen.algo)
-    if chosen.preset is not None or chosen.algo is not None:
-        raise UserError("--config sets everything; leave out --preset and --algo")
-    config = load_file(Path(chosen.config))
-    return config if env is None else dataclasses.replace(config, env=env)
-
-
-def _environment_arguments(words: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Take `--env.NAME VALUE` and `--env.NAME=VALUE` out of the words; values are read as YAML."""
-    own: dict[str, Any] = {}
-    rest: list[str] = []
-    queue = iter(words)
-    for word in queue:
-        if not word.startswith("--env."):
-            rest.append(word)
-            continue
-        name, equals, text = word.removeprefix("--env.").partition("=")
-        value = text if equals else next(queue, None)
-        if value is None or not name:
-            raise UserError(f"{word} needs a name and a value: --env.NAME VALUE")
-        own[name.replace("-", "_")] = parse_yaml(value, f"--env.{name}")
-    return own, rest
+    doctor(words, lambda: run_options(Doctor, words, "greenroom doctor"))
 
 
 def _show(outcome: Outcome) -> ExitCode:
@@ -318,7 +186,15 @@ def _resume(words: list[str]) -> ExitCode:
     options = tyro.cli(Resume, args=words, prog="greenroom resume")
     from greenroom.session import resume
 
-    return _show(resume(**{name: value for name, value in vars(options).items() if name != "debug"}))
+    return _show(
+        resume(
+            options.run_dir,
+            total_steps=options.total_steps,
+            deadline=options.deadline,
+            cost_budget=options.cost_budget,
+            quiet=options.quiet,
+        )
+    )
 
 
 def _evaluate(words: list[str]) -> None:
@@ -369,7 +245,7 @@ def _list(words: list[str]) -> None:
     table = Table("preset", "algorithm", "for", box=None, title="presets", title_justify="left")
     for name, entry in PRESETS.items():
         table.add_row(name, entry.algo, entry.about)
-    for option, seam in _CHOICES.items():
+    for option, seam in CHOICES.items():
         known = ", ".join(SEAMS[seam])
         console.print(f"[bold]{option}[/bold]: {known}, or your own: package.module:Class", highlight=False)
     console.print(table)

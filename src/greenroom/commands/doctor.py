@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from rich.console import Console, RenderableType
 from tyro.conf import Positional
 
+from greenroom.commands.options import Start
 from greenroom.config import RunConfig
 from greenroom.errors import UserError
-from greenroom.presets import PRESETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +25,8 @@ class Doctor:
 
     env: Positional[str]
     """An environment, as for `greenroom train`, or a run's folder."""
-    algo: str | None = None
-    """The algorithm: a name of `greenroom list`, or your own package.module:Class; by default the preset's."""
-    preset: Literal[tuple(PRESETS)] | None = None  # type: ignore[valid-type]  # the table is the one place of names
-    """Settings to start from; by default those of the environment's family."""
-    network: str | None = None
-    """The network: a name of `greenroom list`, or your own package.module:Class; by default the preset's."""
-    optimizer: str | None = None
-    """The optimiser: a name of `greenroom list`, or your own package.module:Class; by default the preset's."""
-    config: Path | None = None
-    """A config.yaml to start from, instead of a preset."""
+    start: Start = field(default_factory=Start)
+    """What to start from."""
     budget: float = 40.0
     """About how many seconds to measure for; starting environments comes on top."""
     json: bool = False
