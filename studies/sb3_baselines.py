@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import Tensor
 
 import greenroom
-from greenroom.envs.gym import Factory
+from greenroom.envs.factory import Factory
 from greenroom.examination import evaluation_environment
 from greenroom.types import Decision, Obs, State
 from sb3_settings import SETTINGS

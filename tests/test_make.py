@@ -16,7 +16,7 @@ from greenroom.envs.ale import AleEnvironment
 from greenroom.envs.base import Environment
 from greenroom.envs.choose import largest_divisor, measure_step
 from greenroom.envs.device import DeviceEnvironment
-from greenroom.envs.gym import Factory
+from greenroom.envs.factory import Factory
 from greenroom.envs.inline import InlineEnvironment
 from greenroom.envs.workers import WorkersEnvironment
 from greenroom.errors import UserError

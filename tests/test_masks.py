@@ -17,7 +17,7 @@ from greenroom.envs import check_environment, choose, make
 from greenroom.envs import spaces as plain_spaces
 from greenroom.envs.check import RandomActor
 from greenroom.envs.device import DeviceEnvironment
-from greenroom.envs.gym import Factory
+from greenroom.envs.factory import Factory
 from greenroom.envs.inline import InlineEnvironment
 from greenroom.envs.probes import PROBES
 from greenroom.envs.tensors import env_seeds

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from greenroom.envs import check_environment, make
-from greenroom.envs.gym import Factory
+from greenroom.envs.factory import Factory
 from greenroom.envs.inline import InlineEnvironment
 from greenroom.spec import ArraySpec, Discrete
 

@@ -10,7 +10,7 @@ import time
 import numpy as np
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
-from greenroom.envs.gym import Factory
+from greenroom.envs.factory import Factory
 
 
 def main() -> None:

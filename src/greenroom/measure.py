@@ -24,7 +24,7 @@ from greenroom.config import RunConfig
 from greenroom.envs.base import Environment
 from greenroom.envs.check import RandomActor
 from greenroom.envs.device import DEVICE_ENVIRONMENTS
-from greenroom.envs.gym import Factory
+from greenroom.envs.factory import Factory
 from greenroom.envs.native import native_for
 from greenroom.errors import EnvironmentFault, UserError
 from greenroom.machine import available_cores, keep_freed_memory

@@ -13,8 +13,9 @@ from typing import Any
 
 from greenroom.config import RunConfig
 from greenroom.envs.board import Board
+from greenroom.envs.factory import Factory
 from greenroom.envs.faults import traceback_of
-from greenroom.envs.gym import Cast, Factory
+from greenroom.envs.gym import Cast
 from greenroom.errors import EnvironmentFault, Fault, UserError
 from greenroom.folder import RunFolder, write_json
 

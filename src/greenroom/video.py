@@ -18,7 +18,7 @@ from greenroom import seeding
 from greenroom.envs.ale import AleEnvironment
 from greenroom.envs.base import Environment
 from greenroom.envs.device import DEVICE_ENVIRONMENTS
-from greenroom.envs.gym import Factory, Source
+from greenroom.envs.factory import Factory, Source
 from greenroom.envs.inline import InlineEnvironment
 from greenroom.envs.native import ale_config, native_for
 from greenroom.errors import UserError, nearest

@@ -15,7 +15,7 @@ from greenroom.bench.peers import SCRIPTS, ask_script
 from greenroom.bench.report import Cell, Findings, Settings, Table, ratio
 from greenroom.bench.synthetic import loops_for
 from greenroom.config import RunConfig
-from greenroom.envs.gym import Factory
+from greenroom.envs.factory import Factory
 from greenroom.machine import available_cores
 from greenroom.measure import Part, Rate, Work, environment, interleaved, parallel_bound, single
 

@@ -15,7 +15,8 @@ from greenroom.config import RunConfig
 from greenroom.doctor.search import Trial, changed
 from greenroom.doctor.silence import silenced
 from greenroom.envs.device import DEVICE_ENVIRONMENTS
-from greenroom.envs.gym import Factory, layout_of_env
+from greenroom.envs.factory import Factory
+from greenroom.envs.gym import layout_of_env
 from greenroom.envs.native import native_for
 from greenroom.envs.spaces import Leaf
 from greenroom.measure import Rate, blamed, mask_of

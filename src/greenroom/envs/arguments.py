@@ -12,7 +12,7 @@ import docstring_parser
 
 from greenroom.envs.ale import AleConfig
 from greenroom.envs.device import DEVICE_ENVIRONMENTS
-from greenroom.envs.gym import Factory
+from greenroom.envs.factory import Factory
 from greenroom.envs.native import native_for
 
 

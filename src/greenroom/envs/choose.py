@@ -13,8 +13,9 @@ import torch
 
 from greenroom.envs.base import Environment
 from greenroom.envs.board import Board
+from greenroom.envs.factory import Factory, Source, unknown
 from greenroom.envs.faults import BY_DEFAULT, FaultConfig
-from greenroom.envs.gym import Cast, Factory, Source, unknown
+from greenroom.envs.gym import Cast
 from greenroom.envs.spaces import ActionForm, Array
 from greenroom.errors import UserError, nearest
 from greenroom.machine import available_cores

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from greenroom.envs.board import Board
+from greenroom.envs.factory import Factory, Source
 from greenroom.envs.faults import BY_DEFAULT, FaultConfig
-from greenroom.envs.gym import Cast, Factory, Source
+from greenroom.envs.gym import Cast
 from greenroom.envs.snapshot import NotSnapshotable
 from greenroom.envs.tensors import BoardTensors, env_seeds, pack_states, spec_of, unpack_states
 from greenroom.errors import EnvironmentFault

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from greenroom.envs.board import Board, board_bytes
 from greenroom.envs.crew import Crew, WorkerLost
+from greenroom.envs.factory import Factory, Source
 from greenroom.envs.faults import BY_DEFAULT, FaultConfig
-from greenroom.envs.gym import Factory, Source
 from greenroom.envs.snapshot import NotSnapshotable
 from greenroom.envs.tensors import BoardTensors, env_seeds, pack_states, spec_of, unpack_states
 from greenroom.errors import EnvironmentFault, Fault, UserError

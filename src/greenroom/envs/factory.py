@@ -1,0 +1,148 @@
+"""Where Gymnasium environments come from. Loads no torch, so that worker processes do not."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+
+from greenroom.errors import UserError, nearest
+
+Source = str | Callable[..., Any]
+"""A Gymnasium id, `package.module:factory`, or a callable that returns a `gymnasium.Env`."""
+
+_PLUGINS = {"ALE": ("ale_py", "ale-py")}  # namespace of ids → module that registers them, package that provides it
+_MAKE_OPTIONS = frozenset({"max_episode_steps", "render_mode"})  # taken by gymnasium.make itself
+_EXTRAS = ("box2d", "mujoco")  # of greenroom, called as Gymnasium calls its own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factory:
+    """Builds one kind of environment, as often as asked, in whichever process."""
+
+    env: Source
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        if isinstance(self.env, str):
+            return self.env
+        return getattr(self.env, "__qualname__", None) or type(self.env).__qualname__
+
+    def build(self) -> gymnasium.Env[Any, Any]:
+        """A new environment.
+
+        Raises:
+            UserError: Unknown id, module, factory or keyword; a package that is missing; or the factory raised
+                (its own exception is the cause).
+        """
+        creator, signature_of, known = self._creator()
+        self._check_keywords(signature_of, known)
+        try:
+            env = creator(**self.kwargs)
+        except UserError:
+            raise
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise self._lacking(error) from error
+        except Exception as error:
+            raise UserError(f"{self.name} could not be built: {type(error).__name__}: {error}") from error
+        if not isinstance(env, gymnasium.Env):
+            raise UserError(f"{self.name} returned {type(env).__name__}, not a gymnasium.Env")
+        return env
+
+    @property
+    def signature(self) -> Callable[..., Any]:
+        """The callable whose parameters the environment's own arguments are."""
+        return self._creator()[1]
+
+    def _lacking(self, error: Exception) -> UserError:
+        """The error for a package that Gymnasium misses."""
+        asked = re.search(r"gymnasium\[([\w-]+)\]", str(error))
+        if asked and asked[1] in _EXTRAS:
+            extra = asked[1]
+            return UserError(f'{self.name} needs the extra "{extra}": pip install "greenroom[{extra}]" ({error})')
+        return UserError(f"{self.name} needs a package that is not installed: {error}")
+
+    def _creator(self) -> tuple[Callable[..., Any], Callable[..., Any], frozenset[str]]:
+        """What to call, whose signature to believe, and keywords accepted besides that signature."""
+        if not isinstance(self.env, str):
+            return self.env, self.env, frozenset()
+        module_name, colon, attribute = self.env.rpartition(":")
+        if colon:
+            found = getattr(_module(module_name, self.env), attribute, None)
+            if callable(found):
+                return found, found, frozenset()
+            if attribute not in gymnasium.registry:
+                public = vars(_module(module_name, self.env)).items()
+                own = [n for n, value in public if callable(value) and getattr(value, "__module__", "") == module_name]
+                raise UserError(f"module {module_name!r} has no factory {attribute!r}{nearest(attribute, own)}")
+        return self._registered(attribute)
+
+    def _registered(self, env_id: str) -> tuple[Callable[..., Any], Callable[..., Any], frozenset[str]]:
+        module, package = _PLUGINS.get(env_id.partition("/")[0], ("", ""))
+        if module:
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise UserError(f"{env_id} needs the package {package}: pip install {package}") from error
+        if env_id not in gymnasium.registry:
+            raise unknown(env_id, gymnasium.registry)
+
+        def make(**kwargs: Any) -> Any:
+            # Gymnasium's own checker would warn about what `Actor` checks at every step.
+            return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+
+        entry = gymnasium.registry[env_id].entry_point
+        try:
+            with warnings.catch_warnings():
+                # Box2D's import warns from C code, which crashes where warnings are errors.
+                warnings.filterwarnings("ignore", "builtin type .* has no __module__ attribute", DeprecationWarning)
+                signature_of = pkgutil.resolve_name(entry) if isinstance(entry, str) else entry
+        except (ImportError, gymnasium.error.DependencyNotInstalled):
+            signature_of = None  # building it will name the missing package
+        return make, signature_of or make, _MAKE_OPTIONS
+
+    def _check_keywords(self, function: Callable[..., Any], known: frozenset[str]) -> None:
+        try:
+            parameters = inspect.signature(function).parameters
+        except (TypeError, ValueError):
+            return
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return
+        allowed = known | parameters.keys()
+        for keyword in self.kwargs:
+            if keyword not in allowed:
+                raise UserError(f"{self.name} takes no argument {keyword!r}{nearest(keyword, allowed)}")
+        for name, parameter in parameters.items():
+            optional = parameter.default is not parameter.empty or parameter.kind is parameter.VAR_POSITIONAL
+            if not optional and name not in self.kwargs and isinstance(self.env, str) and ":" in self.env:
+                raise UserError(f"{self.name} needs the argument {name!r}; give it with --env.{name} VALUE")
+
+
+def unknown(env: str, known: Iterable[str]) -> UserError:
+    """The error for a name that is not among `known`, with the nearest that is."""
+    hint = nearest(env, known)
+    if "did you mean" not in hint:  # hundreds of names help nobody
+        hint = "; `greenroom list` shows those that are known, and package.module:factory names your own"
+    return UserError(f"unknown environment {env!r}{hint}")
+
+
+def _module(name: str, culprit: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and name.startswith(error.name):
+            raise UserError(
+                f"{culprit}: there is no module {error.name!r}; install its package or run from its folder"
+            ) from error
+        raise UserError(f"{culprit}: importing {name!r} needs {error.name!r}, which is not installed") from error
+    except Exception as error:
+        raise UserError(f"{culprit}: importing {name!r} raised {type(error).__name__}: {error}") from error
