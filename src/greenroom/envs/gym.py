@@ -6,6 +6,7 @@ The only file that knows how Gymnasium resets. Loads no torch, so that worker pr
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -73,7 +74,11 @@ class Actor:
         self._env, self._layout, self._board, self._bounds = env, layout, board, bounds
         self._obs = [(leaf, rows[index, ...]) for leaf, rows in zip(layout.leaves, board.obs, strict=True)]
         self._final = [(leaf, rows[index, ...]) for leaf, rows in zip(layout.leaves, board.final, strict=True)]
-        self._action = board.action[index, ...]
+        # Where an observation is one array as it stands, its form is compared and nothing more.
+        leaf, row = self._obs[0]
+        plain = len(self._obs) == 1 and not (leaf.path or leaf.count or leaf.in_info)
+        self._whole, self._form = row if plain else None, (leaf.given, row.dtype)
+        self._action, self._decode = board.action[index, ...], layout.action.decoder()
 
     def reset(self, seed: int | None) -> None:
         """Start an episode; with a seed, also restart the environment's own random numbers."""
@@ -87,9 +92,8 @@ class Actor:
         """Take the action in this actor's row and write what came of it."""
         index, board = self.index, self._board
         self.step_count += 1
-        action = self._layout.action.decode(self._action)
         try:
-            answer = self._env.step(action)
+            answer = self._env.step(self._decode(self._action))
         except Exception as error:
             raise self._fault(f"step raised {type(error).__name__}: {error}") from error
         if not (isinstance(answer, tuple) and len(answer) == 5):
@@ -97,7 +101,8 @@ class Actor:
                 f"step returned {_form(answer)}, not the five (observation, reward, terminated, truncated, info)"
             )
         obs, reward, terminated, truncated, info = answer
-        board.reward[index] = self._number("the reward", reward)
+        usual = type(reward) is float and math.isfinite(reward)
+        board.reward[index] = reward if usual else self._number("the reward", reward)
         board.terminated[index], board.truncated[index] = bool(terminated), bool(truncated)
         for row, name in enumerate(self._layout.signals):
             if name not in info:
@@ -107,6 +112,8 @@ class Actor:
             self._write(self._final, obs, info)
             self._check(self._final)
             self.reset(None)
+        elif self._whole is not None and type(obs) is np.ndarray and (obs.shape, obs.dtype) == self._form:
+            self._whole[...] = obs
         else:
             self._write(self._obs, obs, info)
 
@@ -156,7 +163,7 @@ class Actor:
             number = float(value)
         except (TypeError, ValueError):
             raise self._fault(f"{what} must be one number, not {value!r}") from None
-        if not np.isfinite(number):
+        if not math.isfinite(number):
             raise self._fault(f"{what} is {number}")
         return number
 

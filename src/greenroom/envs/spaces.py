@@ -7,7 +7,7 @@ time and memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -115,13 +115,16 @@ class ActionForm:
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
 
-    def decode(self, row: Array) -> Any:
-        """The environment's own form of one action: a fresh value of the type that its space samples."""
+    def decoder(self) -> Callable[[Array], Any]:
+        """What turns a row into the environment's own form of an action: a fresh value of the type its space has."""
         if self.kind == "discrete":
-            return np.dtype(self.given_dtype).type(int(row) + self.start[0])
+            number, first = np.dtype(self.given_dtype).type, self.start[0]
+            return lambda row: number(row.item() + first)
+        given, dtype = self.given, np.dtype(self.given_dtype)
         if self.kind == "multi_discrete":
-            return (row + np.asarray(self.start)).reshape(self.given).astype(self.given_dtype)
-        return row.reshape(self.given).astype(self.given_dtype)
+            start = np.asarray(self.start)
+            return lambda row: (row + start).reshape(given).astype(dtype)
+        return lambda row: row.reshape(given).astype(dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
