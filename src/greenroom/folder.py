@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -178,6 +179,15 @@ class RunFolder:
         for log in (self.metrics, self.evaluations):
             if log.exists():
                 _keep_lines(log, lambda record: record["env_steps"] <= env_steps)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a log; none if there is no log. A line that is still being written is left out."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return []
+    return [json.loads(line) for line in content.split(b"\n")[:-1]]
 
 
 def is_run(path: Path) -> bool:

@@ -30,7 +30,7 @@ from greenroom.errors import EnvironmentFault, UserError
 from greenroom.machine import available_cores, keep_freed_memory
 from greenroom.seeding import derive, generator
 from greenroom.spec import MASK
-from greenroom.training import Run, choose_device, make_groups, train
+from greenroom.training import Run, Say, choose_device, make_groups, train
 from greenroom.types import Obs, Rollout, map_obs, restart
 
 _LEAD_IN = 0.1
@@ -307,7 +307,7 @@ def learner(config: RunConfig) -> Work:
 
     The rollout is one that the run collects; `config.collect` makes no difference. A replay holds copies of it.
     """
-    run = _begun(replace(config, collect="sync", lag=1))
+    run = begun(replace(config, collect="sync", lag=1))
     try:
         rollout = next(run.collector)
     finally:
@@ -337,7 +337,7 @@ def _at(obs: Obs, t: int) -> Obs:
 
 def whole(config: RunConfig) -> Work:
     """The loop of `training.train`, as the run has it once warm; a part is one update."""
-    run = _begun(config)
+    run = begun(config)
     try:
         before = dict[str, float]()
         for progress in train(run):
@@ -348,13 +348,18 @@ def whole(config: RunConfig) -> Work:
         run.close()
 
 
-def _begun(config: RunConfig) -> Run:
-    """The run without an end; one that learns from a replay does so at once, as it will most of its time."""
+def begun(config: RunConfig, say: Say | None = None) -> Run:
+    """The run without an end; one that learns from a replay does so at once, as it will most of its time.
+
+    Args:
+        config: of the run.
+        say: hears which stage was chosen; None: nobody does.
+    """
     keep_freed_memory()
     algorithm: Any = config.algorithm
     if hasattr(algorithm, "drawing"):
         algorithm = replace(algorithm, drawing=replace(algorithm.drawing, learning_starts=0))
-    return Run(replace(config, algorithm=algorithm, total_steps=_ENDLESS), say=say_nothing)
+    return Run(replace(config, algorithm=algorithm, total_steps=_ENDLESS), say=say or say_nothing)
 
 
 def _close(groups: Iterable[Environment]) -> None:

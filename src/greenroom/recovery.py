@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from greenroom import checkpoint
 from greenroom.config import OPTIMIZERS, RunConfig, kind_of
 from greenroom.errors import UserError
-from greenroom.folder import RunFolder
+from greenroom.folder import RunFolder, read_log
 from greenroom.training import Run
 
 
@@ -70,10 +69,6 @@ def choose(folder: RunFolder, to: int | None) -> Path:
 
 def _passed(folder: RunFolder) -> list[int]:
     """At how many steps the policy was evaluated and not found worse than the best one by more than chance explains."""
-    try:
-        lines = folder.evaluations.read_bytes().splitlines()
-    except OSError:
-        return []
-    found = [(record["env_steps"], record["mean"], record["ci95"]) for record in map(json.loads, lines)]
+    found = [(one["env_steps"], one["mean"], one["ci95"]) for one in read_log(folder.evaluations)]
     best = max(found, key=lambda one: one[1], default=None)
     return [] if best is None else [steps for steps, _, interval in found if interval[1] >= best[2][0]]

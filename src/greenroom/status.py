@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from greenroom import checkpoint
 from greenroom.budget import spent_before
 from greenroom.config import load_file
 from greenroom.control import NoAnswer, NotLive, Request, ask
-from greenroom.folder import RunFolder, trainer_of
+from greenroom.folder import RunFolder, read_log, trainer_of
 
 _FROM_METRICS = ("updates", "seconds", "return_mean", "steps_per_second", "env_restarts")
 """Of the newest line."""
@@ -43,7 +42,7 @@ def look(run_dir: str | Path, *, timeout: float = _PATIENCE) -> dict[str, Any]:
     config = load_file(folder.config)
     metrics, evaluation = _last(folder.metrics), _last(folder.evaluations)
     newest, best = checkpoint.latest(folder.checkpoints), checkpoint.best(folder.checkpoints)
-    interventions = _lines(folder.interventions)
+    interventions = read_log(folder.interventions)
     steps = max(metrics.get("env_steps", 0), checkpoint.env_steps_of(newest) if newest else 0)
     process = trainer_of(folder.path)
     told: dict[str, Any] = {
@@ -81,15 +80,6 @@ def table(told: dict[str, Any]) -> Table:
     return shown
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a log; none if there is no log. A line that is still being written is left out."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return []
-    return [json.loads(line) for line in content.split(b"\n")[:-1]]
-
-
 def _last(path: Path) -> dict[str, Any]:
     """The last of them, or nothing."""
-    return next(reversed(_lines(path)), {})
+    return next(reversed(read_log(path)), {})

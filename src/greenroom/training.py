@@ -156,11 +156,21 @@ def make_source(config: RunConfig, groups: list[Environment], policy: Policy, de
 
 def choose_device(config: RunConfig) -> torch.device:
     """Where the learner computes."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no GPU here; use --device cpu, or install a CUDA build of torch")
+    if config.device == "cuda":
+        require_cuda()
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(config.device)
+
+
+def require_cuda() -> None:
+    """Refuse `--device cuda` where there is no GPU.
+
+    Raises:
+        UserError: torch sees none.
+    """
+    if not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here; use --device cpu, or install a CUDA build of torch")
 
 
 def choose_layout(config: RunConfig, precision: Precision, device: torch.device) -> torch.memory_format:

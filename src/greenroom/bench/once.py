@@ -18,18 +18,14 @@ import torch
 import greenroom
 from greenroom.bench.scripts import Answer
 from greenroom.config import RunConfig, load
-from greenroom.machine import keep_freed_memory
-from greenroom.training import Run, train
-
-_ENDLESS = 10**12
-"""Agent steps that no measurement takes."""
+from greenroom.measure import begun
+from greenroom.training import train
 
 
 def measure(config: RunConfig, *, seconds: float, warm_up: float) -> Answer:
     """Train for `warm_up` seconds and at least one update, then count for `seconds`."""
-    keep_freed_memory()
     said: list[str] = []
-    run = Run(dataclasses.replace(config, total_steps=_ENDLESS), say=said.append)
+    run = begun(config, said.append)
     try:
         steps, begin, warm = 0, 0.0, time.perf_counter() + warm_up
         for progress in train(run):

@@ -20,6 +20,7 @@ from greenroom.bench.peers import ask_own
 from greenroom.bench.report import Cell, Findings, Settings, Table
 from greenroom.bench.scripts import Answer
 from greenroom.config import RunConfig
+from greenroom.measure import say_nothing
 from greenroom.presets import preset
 
 SIZES = (16, 64, 256, 1024, 4096)
@@ -100,7 +101,7 @@ def _replays() -> Findings:
     for name in ("atari-dqn", "rainbow"):
         config = preset(name, "ALE/Pong-v5")
         algorithm: Any = config.algorithm
-        stage = envs.make(config.env, num_envs=config.num_envs, say=lambda line: None)
+        stage = envs.make(config.env, num_envs=config.num_envs, say=say_nothing)
         try:
             replay = dataclasses.replace(algorithm.replay, capacity=_CAPACITY).build(
                 stage.spec, num_envs=config.num_envs, gamma=0.99, total_steps=_CAPACITY, seed=0, device="cpu"

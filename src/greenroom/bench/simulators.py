@@ -10,11 +10,11 @@ from typing import Any, Literal
 import gymnasium
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
-from greenroom import envs
 from greenroom.bench.peers import SCRIPTS, ask_script
 from greenroom.bench.report import Cell, Findings, Settings, Table, ratio
 from greenroom.bench.synthetic import loops_for
 from greenroom.config import RunConfig
+from greenroom.envs.choose import choose
 from greenroom.envs.factory import Factory
 from greenroom.machine import available_cores
 from greenroom.measure import Part, Rate, Work, environment, interleaved, parallel_bound, single
@@ -106,7 +106,7 @@ def measured(case: Case, settings: Settings, num_envs: int = NUM_ENVS) -> tuple[
         ratio(auto, ceiling),
         *(ratio(auto, other) for other in others),
         ratio(auto, rates[best].steps_per_second),
-        _choice(config),
+        choose(case.env, num_envs, "auto", None, case.kwargs).title,
         best.removeprefix("greenroom "),
     )
     return Findings(tables=(table,), slices=slices), row
@@ -122,13 +122,6 @@ def _searched(config: RunConfig) -> dict[str, RunConfig]:
     counts = [count for count in range(1, min(config.num_envs, most) + 1) if config.num_envs % count == 0]
     workers = {f"greenroom workers × {n}": replace(config, stage="workers", num_workers=n) for n in counts}
     return {"greenroom inline": replace(config, stage="inline"), **workers}
-
-
-def _choice(config: RunConfig) -> str:
-    """What `auto` picks, without the reason."""
-    said: list[str] = []
-    envs.make(config.env, num_envs=config.num_envs, kwargs=config.env_kwargs, say=said.append).close()
-    return said[0].removeprefix("stage: ").split(" (")[0]
 
 
 def _vector(kind: Literal["sync", "async"], case: Case, num_envs: int) -> Work:

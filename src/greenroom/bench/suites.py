@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from greenroom.bench.loops import atari, device
 from greenroom.bench.peers import peers
 from greenroom.bench.report import Findings, Report, Settings
@@ -16,6 +14,7 @@ from greenroom.bench.scale import scale
 from greenroom.bench.simulators import simulators
 from greenroom.errors import UserError, nearest
 from greenroom.machine import keep_freed_memory
+from greenroom.training import require_cuda
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +79,8 @@ def settings_for(name: str, *, seconds: float | None, repeats: int | None, devic
         UserError: no such suite, a number out of range, or no GPU where one is asked for.
     """
     suite = find(name)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no GPU here; use --device cpu, or install a CUDA build of torch")
+    if device == "cuda":
+        require_cuda()
     if device == "cuda" and not suite.learns:
         raise UserError(f"suite {name} is measured on the CPU only; leave out --device, or the suite")
     return Settings(

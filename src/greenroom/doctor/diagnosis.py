@@ -224,11 +224,10 @@ def _resolved(config: RunConfig) -> tuple[RunConfig, str]:
     groups = 2 if config.collect == "double" else 1
     chosen = choose(config.env, config.num_envs // groups, config.stage, config.num_workers or None, config.env_kwargs)
     if chosen.stage == "workers":
-        resolved = dataclasses.replace(config, stage="workers", num_workers=chosen.num_workers)
-        return resolved, f"workers × {chosen.num_workers}"
+        return dataclasses.replace(config, stage="workers", num_workers=chosen.num_workers), chosen.title
     if chosen.stage == "inline":
-        return dataclasses.replace(config, stage="inline", num_workers=0), "inline"
-    return config, chosen.stage
+        return dataclasses.replace(config, stage="inline", num_workers=0), chosen.title
+    return config, chosen.title
 
 
 def _promise(one: Suggestion) -> str:

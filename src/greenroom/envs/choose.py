@@ -37,6 +37,11 @@ class Choice:
     reason: str
     num_workers: int = 0
 
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return f"workers × {self.num_workers}" if self.stage == "workers" else self.stage
+
 
 def make(
     env: Source,
@@ -81,7 +86,7 @@ def make(
     choice = choose(env, num_envs, stage, num_workers, given)
     _check_faults(faults, choice.stage)
     environment = _build(env, choice, num_envs, given, device, faults)
-    say(f"stage: {choice.stage}{f' × {choice.num_workers}' if choice.stage == 'workers' else ''} ({choice.reason})")
+    say(f"stage: {choice.title} ({choice.reason})")
     return environment
 
 
