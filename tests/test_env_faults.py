@@ -182,8 +182,14 @@ def test_a_killed_worker_is_replaced_within_a_second_of_being_noticed(when: str)
     os.kill(environment._crew._processes[1].pid, signal.SIGKILL)
     if when == "between":
         time.sleep(0.3)
-    if when == "saving":
-        assert environment.state_dict()
+    if when == "saving":  # also a run that is resumed from here must hear of it
+        state = environment.state_dict()
+        other = stage_of("workers", chance=0.0)
+        other.load_state_dict(state)
+        resumed = steps_of(other, 1)[0]
+        assert resumed.truncated.tolist() == [False, False, True, True]
+        assert [fault.restarted for fault in resumed.faults] == [(2, 3)]
+        other.close()
     step = steps_of(environment, 1)[0]
     (fault,) = step.faults
     assert fault.restarted == (2, 3) and "worker 1 (environments 2 to 3) was killed by signal 9" in fault.what

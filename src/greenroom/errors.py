@@ -36,6 +36,11 @@ class Fault:
     restarted: tuple[int, ...]
     """The environments that were started anew because of it; none if it stopped the run."""
 
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Fault:
+        """The inverse of `dataclasses.asdict`, also by way of JSON."""
+        return cls(**values | {name: tuple(values[name]) for name in ("actions", "restarted")})
+
 
 class EnvironmentFault(UserError):
     """A user's environment raised, hung, died or broke its contract. The message names the environment's index.

@@ -109,7 +109,7 @@ def _to_dict(rollout: Rollout) -> dict[str, Any]:
 
 def _from_dict(saved: dict[str, Any], device: torch.device) -> Rollout:
     moved = {name: _on(device, part) for name, part in saved.items() if name not in ("episodes", "faults")}
-    faults = tuple(Fault(**{**one, "actions": tuple(one["actions"])}) for one in saved.get("faults", []))
+    faults = tuple(Fault.of(one) for one in saved.get("faults", []))
     return Rollout(**moved, episodes=Episodes(**saved["episodes"]), faults=faults)
 
 

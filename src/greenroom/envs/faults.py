@@ -136,7 +136,7 @@ class History:
             traceback=trace,
             index=index,
             episode=self._finished[index],
-            step=step,
+            step=min(step, steps),  # one that failed again in the reset has taken none
             seed=self._seeds[index],
             steps=steps,
             actions=actions,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import mmap
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import cloudpickle
@@ -135,7 +137,10 @@ class WorkersEnvironment:
             if isinstance(answer, str):
                 raise NotSnapshotable(answer)
             states += answer
-        return {"envs": pack_states(states), "episodes": self._tensors.episodes.state_dict()}
+        state: dict[str, object] = {"envs": pack_states(states), "episodes": self._tensors.episodes.state_dict()}
+        if self._mended:  # a worker was lost since the last step, and the next one has yet to tell
+            state["mended"] = pack_states([asdict(fault) for fault in self._mended])
+        return state
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Continue from `state`, saved by this kind of stage or inline, with as many of the same environments."""
@@ -146,6 +151,8 @@ class WorkersEnvironment:
         episodes = state["episodes"]
         assert isinstance(episodes, dict)
         self._tensors.episodes.load_state_dict(episodes)
+        untold = json.loads(bytes(packed.tolist())) if isinstance(packed := state.get("mended"), Tensor) else []
+        self._mended = [Fault.of(one) for one in untold]
 
     def close(self) -> None:
         """Close every environment and end every worker. May be called twice."""
