@@ -160,7 +160,7 @@ class _Session:
         self._window.load_state_dict(state["window"])
 
     def take_up(self, path: Path) -> None:
-        """The run is at the checkpoint `path`, which may have been found the best a moment before the run was killed."""
+        """The run is at the checkpoint `path`, which may have been found the best just before the run was killed."""
         self._saved = path
         if (mean := evaluated(self.folder, self.run.env_steps)) is not None:
             self._evaluated = self.run.env_steps
