@@ -75,6 +75,8 @@ class Victim:
     """Processes of the suite's own."""
     rng: random.Random
     notice_seconds: float = NOTICE_SECONDS
+    folder: Path | None = None
+    """For the runs; None: the place's own."""
     run: Path = Path()
     duration: float = 0.0
     """Seconds that the run takes from start to end …"""
@@ -83,8 +85,8 @@ class Victim:
 
     def in_peace(self) -> None:
         """Train the reference."""
-        self.reference = self.place.path / "in-peace"
-        self.config = self.place.path / "config.yaml"
+        folder = self.folder or self.place.path
+        self.reference, self.config = folder / "in-peace", folder / "config.yaml"
         self.config.write_text(dump(self.scenario.config))
         self.run = self.reference
         trainer = self.start(self.words)
@@ -94,7 +96,7 @@ class Victim:
         self.duration = time.monotonic() - trainer.started
         runs.check_whole(self.reference, self.scenario.config.total_steps)
         self.place.check_empty(self.spare)
-        self.run = self.place.path / "harmed"
+        self.run = folder / "harmed"
 
     @property
     def words(self) -> list[str]:

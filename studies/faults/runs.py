@@ -82,10 +82,12 @@ def check_whole(run: Path, total_steps: int) -> None:
 def check_same(run: Path, reference: Path, *, gaps: bool = False) -> None:
     """The run is, clocks aside, the one that was left in peace: every tensor, every line, every point, every file.
 
+    Only which checkpoints are still there may differ, for each time that it was told to stop it saved one more.
+
     Args:
         run: the run's folder.
         reference: of the one that was left in peace.
-        gaps: some checkpoints could not be saved: compare the last one, and all log lines.
+        gaps: some checkpoints could not be saved, so that the best one may be another.
 
     Raises:
         Failure: the first difference.
@@ -93,18 +95,36 @@ def check_same(run: Path, reference: Path, *, gaps: bool = False) -> None:
     for name in ("metrics.jsonl", "evaluations.jsonl"):
         left, right = ([_timeless(record) for record in records(one / name)] for one in (run, reference))
         _require(left, right, name)
-    for tag, points in _points(reference).items():
+    points = _points(run)
+    for tag, expected in _points(reference).items():
         if not _is_clock(tag.partition("/")[2]) and not tag.startswith("time/"):
-            _require(_points(run).get(tag), points, f"TensorBoard's {tag}")
-    if not gaps:
-        _require(_names(run), _names(reference), "names of files")
-        _require(_read(run / "checkpoints" / "best.json"), _read(reference / "checkpoints" / "best.json"), "best.json")
-    for path in checkpoint.every(reference / "checkpoints")[-1 if gaps else 0 :]:
-        left, right = (checkpoint.load(one / "checkpoints" / path.name) for one in (run, reference))
-        for state in (left, right):
+            _require(points.get(tag), expected, f"TensorBoard's {tag}")
+    _require(_names(run), _names(reference), "names of files")
+    there, wanted = _checkpoints(run), _checkpoints(reference)
+    _require(max(there), max(wanted), "the last checkpoint")
+    for steps in there.keys() & wanted.keys():
+        found, whole = checkpoint.load(there[steps]), checkpoint.load(wanted[steps])
+        for state in (found, whole):
             state["run"].pop("seconds")
-        for difference in differences(left, right, path.name):
+        for difference in differences(found, whole, f"checkpoint {steps}"):
             raise Failure(f"not the same bits: {difference}")
+    if not gaps:
+        _require(_best(run), _best(reference), "the best checkpoint")
+
+
+def _checkpoints(run: Path) -> dict[int, Path]:
+    """The newest of each number of steps."""
+    return {checkpoint.env_steps_of(path): path for path in checkpoint.every(run / "checkpoints")}
+
+
+def _best(run: Path) -> tuple[int, float]:
+    """Steps and score of the checkpoint that is marked as the best."""
+    path = checkpoint.best(run / "checkpoints")
+    if path is None:
+        raise Failure(f"no checkpoint of {run} is marked as the best")
+    return checkpoint.env_steps_of(path), checkpoint.best_score(
+        run / "checkpoints", until=checkpoint.env_steps_of(path)
+    )
 
 
 def differences(left: Any, right: Any, where: str) -> Iterator[str]:
@@ -152,14 +172,11 @@ def _timeless(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _names(run: Path) -> list[str]:
-    """Relative names of all files; TensorBoard's, which have the time in them, as their folder."""
+    """Relative names of all files outside of checkpoints; TensorBoard's, with the time in them, as their folder."""
     tensorboard = RunFolder(path=run).tensorboard
     files = (path for path in run.rglob("*") if path.is_file() and path.name not in _EXTRA)
+    files = (path for path in files if path.parent.parent != RunFolder(path=run).checkpoints)
     return sorted({str((path.parent if path.parent == tensorboard else path).relative_to(run)) for path in files})
-
-
-def _read(path: Path) -> bytes:
-    return path.read_bytes() if path.exists() else b""
 
 
 def _points(run: Path) -> dict[str, dict[int, float]]:

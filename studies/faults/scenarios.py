@@ -74,8 +74,8 @@ def small(algo: str, kind: type[AlgorithmConfig]) -> AlgorithmConfig:
     return made
 
 
-def scenario(stage: str, algo: str, collect: Collect = "sync", **changes: Any) -> Scenario:
-    """64 updates of 32 steps, a checkpoint every three of them, an evaluation every sixteen."""
+def scenario(stage: str, algo: str, collect: Collect = "sync", *, total_steps: int = 2048) -> Scenario:
+    """Updates of 32 steps, a checkpoint every three of them, four evaluations."""
     env = _ENVIRONMENTS[stage][algo in CONTINUOUS]
     config = RunConfig(
         env=env,
@@ -84,17 +84,17 @@ def scenario(stage: str, algo: str, collect: Collect = "sync", **changes: Any) -
         stage=stage,  # type: ignore[arg-type]  # a key of the table above
         collect=collect,
         rollout_length=4,
-        total_steps=2048,
+        total_steps=total_steps,
         seed=7,
         threads=1,
         algorithm=small(algo, ALGORITHMS[algo]),
         policy=PolicyConfig(network=Mlp(hidden=(16,)), normalize_obs=algo in ("a2c", "ppo")),
-        eval_every=512,
+        eval_every=total_steps // 4,
         eval_episodes=4,
         save_every=96,
         log_seconds=0.0,
     )
-    return Scenario(stage=stage, algo=algo, config=dataclasses.replace(config, **changes))
+    return Scenario(stage=stage, algo=algo, config=config)
 
 
 def native(env: str) -> Scenario:
