@@ -152,7 +152,7 @@ def _read(path: Path, part: tuple[str, ...], *, transient: bool) -> tuple[State,
 
     def transient_part(name: str) -> object:
         if not transient or not _transient(path).exists:
-            lost.append(name)
+            lost.append(str(name))
             return {}
         manifest, tensor = _transient(path).read()
         return decode(manifest["state"][name], tensor, transient_part)
