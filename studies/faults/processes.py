@@ -132,12 +132,16 @@ class Zygote:
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=place.environment, start_new_session=True
         )
         self._place, self._count = place, 0
+        self._running: Trainer | None = None
         assert self._process.stdin is not None and self._process.stdout is not None
         self._orders, self._answers = self._process.stdin, Lines(self._process.stdout)
         self.pid = int(self._answers.next(PATIENCE)["ready"])
 
     def start(self, words: Sequence[str]) -> Trainer:
-        """Run `greenroom …` in a fork; the one before must have ended."""
+        """Run `greenroom …` in a fork. One that is left from before, because something went wrong, is killed."""
+        if self._running is not None and self._running.alive():
+            self._running.send(signal.SIGKILL)
+            self._running.wait()
         self._count += 1
         out, err = (self._place.path / f"{self.pid}-{self._count}.{kind}" for kind in ("out", "err"))
         for file in (out, err):
@@ -152,7 +156,8 @@ class Zygote:
             told = self._answers.next(timeout)
             return int(told["code"]), float(told["at"])
 
-        return Trainer(pid=pid, started=started, out=out, err=err, ending=ending)
+        self._running = Trainer(pid=pid, started=started, out=out, err=err, ending=ending)
+        return self._running
 
     def close(self) -> None:
         """End the zygote; a trainer that still runs is killed."""

@@ -21,8 +21,8 @@ from greenroom.folder import RunFolder
 logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it would tell of every resumed run that it is one
 
 _CLOCK = ("seconds", "steps_per_second")
-_EXTRA = ("interventions.jsonl",)
-"""Files that only a run with a history has."""
+_HISTORY = ("interventions.jsonl", "faults")
+"""A file and a folder that only a run with a history has."""
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -174,7 +174,7 @@ def _timeless(record: dict[str, Any]) -> dict[str, Any]:
 def _names(run: Path) -> list[str]:
     """Relative names of all files outside of checkpoints; TensorBoard's, with the time in them, as their folder."""
     tensorboard = RunFolder(path=run).tensorboard
-    files = (path for path in run.rglob("*") if path.is_file() and path.name not in _EXTRA)
+    files = (path for path in run.rglob("*") if path.is_file() and path.relative_to(run).parts[0] not in _HISTORY)
     files = (path for path in files if path.parent.parent != RunFolder(path=run).checkpoints)
     return sorted({str((path.parent if path.parent == tensorboard else path).relative_to(run)) for path in files})
 
