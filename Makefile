@@ -16,7 +16,7 @@ STUDIES := lost-sales control family lag race pong pong-pqn pong-dqn paac time-t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test lint bench bench-peers bench-gpu clean $(addprefix study-,$(STUDIES))
+.PHONY: help train test lint bench bench-peers bench-gpu clean faults $(addprefix study-,$(STUDIES))
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,9 @@ bench-peers: $(TEST) ## The same beside other frameworks; installs each into an 
 bench-gpu: $(CORE) ## The suites that learn, on a GPU.
 	$(BIN)/greenroom bench $(or $(ARGS),atari device scale) --device cuda --output docs/results/bench
 	$(BIN)/python benchmarks/page.py
+
+faults: $(TEST) ## Three quarters of an hour: kills, full disks, flipped bits, a soak; into docs/results/faults.
+	PYTHONPATH=studies $(BIN)/python -m faults $(ARGS)
 
 study-lost-sales: $(STUDY) ## Hours: lost sales at five lead times and penalties, five seeds each.
 	$(BIN)/python studies/lost_sales.py $(ARGS)

@@ -304,6 +304,19 @@ def test_another_format_is_named_as_such(tmp_path: Path) -> None:
         checkpoint.load(path)
 
 
+@pytest.mark.parametrize(
+    "change", [{"format": "2"}, {"tensors": None}, {"state": {"bias": {"$array": 1}}}, {"state": []}]
+)
+def test_a_manifest_that_makes_no_sense_is_damage_and_passed_over(tmp_path: Path, change: dict[str, object]) -> None:
+    """Its checksum is right: somebody wrote it, but no greenroom."""
+    first, second = small_checkpoint(tmp_path, 10), small_checkpoint(tmp_path, 20)
+    rewrite_manifest(second, lambda body: body | change)
+    with pytest.raises(UserError, match=r"is damaged: .*(checksum is right|right checksum)"):
+        checkpoint.load(second)
+    said: list[str] = []
+    assert checkpoint.load_latest(tmp_path, said.append)[0] == first and "is damaged" in said[0]
+
+
 def test_the_first_format_is_still_read(tmp_path: Path) -> None:
     """It knew no large tensors, and was otherwise the same."""
     path = small_checkpoint(tmp_path)

@@ -416,6 +416,45 @@ def test_a_final_evaluation_that_fails_loses_no_training(tmp_path: Path, monkeyp
     assert newest is not None and checkpoint.env_steps_of(newest) == 320
 
 
+@pytest.mark.parametrize("moment", ["_report", "_judge", "_evaluate"])
+def test_killed_during_its_last_evaluation_a_run_is_completed_by_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    config = small(sinks=("tensorboard",), log_seconds=1e9)
+    whole = launch(config, run_dir=tmp_path / "whole", quiet=True)
+    with monkeypatch.context() as patch, pytest.raises(PowerCut):
+        patch.setattr(session._Session, moment, lambda *_: power_cut())
+        launch(config, run_dir=tmp_path / "cut", quiet=True)
+    continued = resume(tmp_path / "cut", quiet=True)
+    assert continued.finished and continued.evaluation is not None
+    assert_equal(final_state(continued), final_state(whole))
+    for log in ("metrics", "evaluations"):
+        logs = [without_clock(lines(getattr(outcome.folder, log))) for outcome in (continued, whole)]
+        assert logs[0] == logs[1] and len(logs[0]) == 1
+    files = [sorted(path.name for path in one.folder.checkpoints.iterdir()) for one in (continued, whole)]
+    assert files[0] == files[1] and continued.folder.curve.exists()
+    assert checkpoint.best_score(continued.folder.checkpoints, until=320) == continued.evaluation.mean
+    with pytest.raises(UserError, match="has taken all its 320 steps"):
+        resume(tmp_path / "cut", quiet=True)
+
+
+def test_killed_before_the_best_is_marked_a_resumed_run_marks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(eval_every=96, keep=1)
+    whole = launch(config, run_dir=tmp_path / "whole", quiet=True)
+    with monkeypatch.context() as patch, pytest.raises(PowerCut):
+        patch.setattr(checkpoint, "mark_best", lambda *_, **__: power_cut())
+        launch(config, run_dir=tmp_path / "cut", quiet=True)
+    assert len(lines(tmp_path / "cut" / "evaluations.jsonl")) == 1
+    continued = resume(tmp_path / "cut", quiet=True)
+    best = [(one.folder.checkpoints / "best.json").read_bytes() for one in (continued, whole)]
+    assert best[0] == best[1]
+    assert [without_clock(lines(one.folder.evaluations)) for one in (continued, whole)].count(
+        without_clock(lines(whole.folder.evaluations))
+    ) == 2
+
+
 def diverging(env: str) -> RunConfig:
     optimizer = Adam(learning_rate=1e30, schedule=Schedule(anneal=False))
     algorithm = dataclasses.replace(PPO, optimizer=optimizer)

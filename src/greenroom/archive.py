@@ -19,6 +19,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from greenroom.errors import UserError
@@ -30,6 +31,9 @@ files for large tensors; it is still read."""
 
 LARGE = 16 * 2**20
 """Bytes from which on a tensor gets a file of its own; also the size of the pieces in which it is written."""
+
+NONSENSE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError, SafetensorError)
+"""What reading a manifest leads to that has a right checksum, but that no greenroom wrote."""
 
 _ENVELOPE = re.compile(rb'\{"sha256": "([0-9a-f]{64})", "body":\n(.*)\n\}\n', re.DOTALL)
 
@@ -114,7 +118,7 @@ class Archive:
             sizes = {self.small: manifest["tensors"]["bytes"]}
             sizes |= {entry["file"]: entry["bytes"] for entry in manifest["large"].values()}
             return all((self.folder / name).stat().st_size == size for name, size in sizes.items())
-        except (UserError, OSError):
+        except (UserError, OSError, *NONSENSE):
             return False
 
     def _read_manifest(self) -> dict[str, Any]:
@@ -131,7 +135,8 @@ class Archive:
         if hashlib.sha256(envelope[2]).hexdigest().encode() != envelope[1]:
             raise self._damaged(f"the checksum of {self.manifest} is wrong")
         body = json.loads(envelope[2])
-        assert isinstance(body, dict)
+        if not isinstance(body, dict) or not isinstance(body.get("format"), int):
+            raise self._damaged(f"{self.manifest} is none, though its checksum is right")
         if not 1 <= body["format"] <= FORMAT:
             raise UserError(
                 f"checkpoint {self.folder} has format {body['format']}, this greenroom reads formats up to {FORMAT}; "

@@ -23,7 +23,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import Tensor
 
-from greenroom.archive import Archive
+from greenroom.archive import NONSENSE, Archive
 from greenroom.encoding import Encoded, State, decode, encode
 from greenroom.errors import DiskError, UserError, nearest
 from greenroom.folder import sync, write_json
@@ -130,6 +130,14 @@ def load(path: Path, *, part: tuple[str, ...] = (), say: Callable[[str], None] =
 
 def _load(path: Path, part: tuple[str, ...], *, transient: bool) -> tuple[State, list[str]]:
     """As `load`, or leaving transient parts empty; also the names of those that are."""
+    try:
+        return _read(path, part, transient=transient)
+    except NONSENSE as error:
+        what = f"its manifest has a right checksum, but makes no sense ({type(error).__name__}: {error})"
+        raise UserError(f"checkpoint {path} is damaged: {what}; use another checkpoint") from error
+
+
+def _read(path: Path, part: tuple[str, ...], *, transient: bool) -> tuple[State, list[str]]:
     if not _main(path).exists:
         held = every(path) or every(path / "checkpoints")
         hint = f"it holds checkpoints: give one, such as {held[-1]}" if held else "give a step_… folder of a run"
@@ -144,13 +152,14 @@ def _load(path: Path, part: tuple[str, ...], *, transient: bool) -> tuple[State,
 
     def transient_part(name: str) -> object:
         if not transient or not _transient(path).exists:
-            lost.append(name)
+            lost.append(str(name))
             return {}
         manifest, tensor = _transient(path).read()
         return decode(manifest["state"][name], tensor, transient_part)
 
     state = decode(tree, tensor, transient_part)
-    assert isinstance(state, dict)
+    if not isinstance(state, dict):
+        raise TypeError(f"a state is a dict, not a {type(state).__name__}")
     return state, lost
 
 

@@ -141,11 +141,14 @@ def component(seam: Any, name: str) -> type:
         label = seam.__name__.removesuffix("Config").lower()
         raise UserError(f"no {label} {name!r}{nearest(name, table)}, or give your own: package.module:Class")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        imported = importlib.import_module(module)
     except ImportError as problem:
         raise UserError(f"cannot import {name}: {problem}; is its folder the current one, or installed?") from problem
-    except AttributeError:
-        raise UserError(f"module {module} has no {attribute!r}") from None
+    except Exception as problem:  # of the module's own, or of a name that is none
+        raise UserError(f"cannot import {name}: {type(problem).__name__}: {problem}") from problem
+    found = getattr(imported, attribute, None)
+    if found is None:
+        raise UserError(f"module {module} has no {attribute!r}")
     wanted = [part for part, value in vars(seam).items() if callable(value) and not part.startswith("_")]
     lacking = [part for part in wanted if not hasattr(found, part)]
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)) or lacking:
@@ -261,6 +264,8 @@ def parse_yaml(text: str, source: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as problem:
         raise UserError(f"{source} is not valid YAML: {problem}") from problem
+    except Exception as problem:  # PyYAML trips over some values: a 45th day, `!!bool x`, a thousand brackets
+        raise UserError(f"{source} is not valid YAML: {type(problem).__name__}: {problem}") from problem
 
 
 def from_dict(kind: Any, data: object, where: str, base: object = None) -> Any:

@@ -67,6 +67,11 @@ def choose(folder: RunFolder, to: int | None) -> Path:
     return max(passed or there.values(), key=checkpoint.env_steps_of)
 
 
+def evaluated(folder: RunFolder, env_steps: int) -> float | None:
+    """The mean return of the evaluation that was made at `env_steps`, or None."""
+    return next((one["mean"] for one in read_log(folder.evaluations) if one["env_steps"] == env_steps), None)
+
+
 def _passed(folder: RunFolder) -> list[int]:
     """At how many steps the policy was evaluated and not found worse than the best one by more than chance explains."""
     found = [(one["env_steps"], one["mean"], one["ci95"]) for one in read_log(folder.evaluations)]

@@ -31,7 +31,7 @@ from greenroom.machine import keep_freed_memory
 from greenroom.outcome import Ending, Outcome
 from greenroom.postmortem import Postmortems
 from greenroom.profiling import train_profiled
-from greenroom.recovery import choose, kinds, restore
+from greenroom.recovery import choose, evaluated, kinds, restore
 from greenroom.training import Run, train
 from greenroom.types import Progress
 from greenroom.window import Window
@@ -103,12 +103,14 @@ def resume(
 
 def _continue(folder: RunFolder, config: RunConfig, display: Display) -> Outcome:
     path, state = checkpoint.load_latest(folder.checkpoints, display.say)
-    if state["run"]["env_steps"] >= config.total_steps:
+    # Killed during its last evaluation, a run has taken all its steps, and its report is still due.
+    complete = state["run"]["env_steps"] >= config.total_steps
+    if complete and folder.curve.exists():
         raise UserError(
             f"{folder.path} has taken all its {config.total_steps} steps; give a larger --total-steps to train on, "
             f"or see how good it is with: greenroom evaluate {folder.path}"
         )
-    if exceeded := config.budget.exceeded(spent_before(folder.spent)):
+    if not complete and (exceeded := config.budget.exceeded(spent_before(folder.spent))):
         raise UserError(f"{folder.path}: {exceeded}")
     run = Run(config, say=display.say)
     try:
@@ -117,6 +119,7 @@ def _continue(folder: RunFolder, config: RunConfig, display: Display) -> Outcome
         folder.rewind(run.env_steps)
         session = _Session(run, folder, display, resumed_at=run.env_steps)
         session.load_state_dict(state["session"])
+        session.take_up(path)
         return session.conduct(train(run))
     finally:
         run.close()
@@ -143,6 +146,8 @@ class _Session:
         self._journal = Journal(names, folder, to_dict(self.config), display.say, resumed_at=resumed_at)
         self._best = -math.inf if resumed_at is None else checkpoint.best_score(folder.checkpoints, until=resumed_at)
         self._saved: Path | None = None
+        self._evaluated = -1
+        """At how many steps an earlier sitting made its last evaluation."""
         self._saving = Complaint(display.say)
         self._spending = Spending(folder.spent)
 
@@ -153,6 +158,13 @@ class _Session:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the log."""
         self._window.load_state_dict(state["window"])
+
+    def take_up(self, path: Path) -> None:
+        """The run is at the checkpoint `path`, which may have been found the best just before the run was killed."""
+        self._saved = path
+        if (mean := evaluated(self.folder, self.run.env_steps)) is not None:
+            self._evaluated = self.run.env_steps
+            self._judge(mean)
 
     def conduct(self, news: Iterator[Progress]) -> Outcome:
         """Train until the steps are taken or something ends it first, then report.
@@ -172,7 +184,7 @@ class _Session:
                 for progress in news:
                     self._postmortems.note(progress.rollout.faults)
                     self._window.add(progress)
-                    self._log(progress.env_steps, due=self._window.due)
+                    self._log(progress.env_steps, due=self._window.due or self.run.finished)
                     if _passed(self.config.eval_every, before, progress.env_steps) and not self.run.finished:
                         self._evaluate()
                     if _passed(self.config.save_interval, before, progress.env_steps) or self._saving.waited(_UNTRIED):
@@ -340,14 +352,19 @@ class _Session:
         run = self.run
         result = self._examiner.examine(run.algorithm.policy)
         clock = {"env_steps": run.env_steps, "updates": run.updates, "seconds": run.seconds}
-        self._journal.write("evaluations", {**clock, **result.to_json()})
-        if result.mean > self._best and (path := self._save()) is not None:
+        if self._evaluated != run.env_steps:
+            self._journal.write("evaluations", {**clock, **result.to_json()})
+        self._judge(result.mean)
+        return result
+
+    def _judge(self, mean: float) -> None:
+        """Mark this moment's checkpoint as the best if none was evaluated as well."""
+        if mean > self._best and (path := self._save()) is not None:
             try:
-                checkpoint.mark_best(self.folder.checkpoints, path, result.mean, keep=self.config.keep)
-                self._best = result.mean
+                checkpoint.mark_best(self.folder.checkpoints, path, mean, keep=self.config.keep)
+                self._best = mean
             except DiskError as problem:
                 self._saving.complain(str(problem))
-        return result
 
     def _check_finite(self) -> None:
         """Stop a run that has diverged: from here on it would only waste time."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -103,9 +104,14 @@ class Actor:
         obs, reward, terminated, truncated, info = answer
         usual = type(reward) is float and math.isfinite(reward)
         board.reward[index] = reward if usual else self._number("the reward", reward)
-        board.terminated[index], board.truncated[index] = bool(terminated), bool(truncated)
+        try:
+            terminated, truncated = bool(terminated), bool(truncated)
+        except Exception as error:
+            what = f"{_shown(terminated)} and {_shown(truncated)}"
+            raise self._fault(f"terminated and truncated must be true or false, not {what}") from error
+        board.terminated[index], board.truncated[index] = terminated, truncated
         for row, name in enumerate(self._layout.signals):
-            if name not in info:
+            if not isinstance(info, Mapping) or name not in info:
                 raise self._fault(f"info has no {name!r}, which the environment's metadata declares as a signal")
             board.signals[row, index] = self._number(f"signal {name!r}", info[name])
         if terminated or truncated:
@@ -155,14 +161,17 @@ class Actor:
                 leaf.write(row, obs, info)
         except Mismatch as error:
             raise self._fault(str(error)) from None
+        except Exception as error:
+            raise self._fault(f"{leaf.title} cannot be read: {type(error).__name__}: {error}") from error
 
     def _number(self, what: str, value: Any) -> float:
-        if not isinstance(value, float | int) and np.ndim(value) != 0:  # the usual case first: ndim is slow
-            raise self._fault(f"{what} must be one number, not an array of shape {np.shape(value)}")
         try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise self._fault(f"{what} must be one number, not {value!r}") from None
+            shape = () if isinstance(value, float | int) else np.shape(value)  # the usual case first: shape is slow
+            number = float(value) if shape == () else 0.0
+        except Exception as error:  # a value may be anything, and answer with anything
+            raise self._fault(f"{what} must be one number, not {_shown(value)}") from error
+        if shape != ():
+            raise self._fault(f"{what} must be one number, not an array of shape {shape}")
         if not math.isfinite(number):
             raise self._fault(f"{what} is {number}")
         return number
@@ -296,6 +305,14 @@ class Cast:
         if layout != self.layout:
             what = f"environment {index} has other spaces or signals than environment {self._first}"
             raise EnvironmentFault(what, index=index)
+
+
+def _shown(value: Any) -> str:
+    """What a value looks like, if it lets us look."""
+    try:
+        return reprlib.repr(value)
+    except Exception:
+        return f"a {type(value).__name__}"
 
 
 def _form(answer: Any) -> str:

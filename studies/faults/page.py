@@ -1,0 +1,126 @@
+"""What was found, as JSON and as tables in Markdown."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from greenroom import folder, machine
+
+OUT = Path(__file__).resolve().parents[2] / "docs" / "results" / "faults"
+
+_FACTS = ("kills", "harms", "soak")
+"""The parts of the suite; one that was not run this time stays as it was found before."""
+
+
+def write(results: dict[str, Any], out: Path, command: str) -> None:
+    """Write `results.json` and `table.md`.
+
+    Args:
+        results: `kills`, `harms`, `soak`: records; `failures`: sentences; `minutes` that it took.
+        out: the folder for both.
+        command: what was run, as a person types it.
+    """
+    path = out / "results.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    gpus = machine.gpu_names()
+    kept = {part: results[part] or before.get(part, []) for part in _FACTS}
+    ran = before.get("ran", {}) | {
+        part: {"command": command, "minutes": results["minutes"]} for part in _FACTS if results[part]
+    }
+    head = {
+        "environment": folder.describe_environment() | {"command": command},
+        "machine": f"{machine.available_cores()} cores of an {machine.cpu_kind()}, {', '.join(gpus) or 'no GPU'}",
+        "torch": torch.__version__,
+        "ran": ran,
+        "failures": results["failures"],
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    parts = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
+    parts += [f'"{part}": [\n' + ",\n".join(map(json.dumps, records)) + "\n]" for part, records in kept.items()]
+    folder.write_text(path, "{" + ",\n".join(parts) + "}\n")
+    folder.write_text(out / "table.md", _page(head | kept))
+
+
+def _page(found: dict[str, Any]) -> str:
+    lines = [
+        "# Faults, tried at random",
+        "",
+        *_faults(found),
+        "",
+        *_scenarios(found["kills"]),
+        "",
+        *_soak(found["soak"]),
+    ]
+    failures = found["failures"] or ["none"]
+    lines += ["", "Failures: " + "; ".join(failures) + ".", ""]
+    commands = " and ".join(
+        f"`{command}`" for command in dict.fromkeys(one["command"] for one in found["ran"].values())
+    )
+    lines += [f"Made by {commands}. Machine: {found['machine']}; shared with other work while this was measured."]
+    return "\n".join(lines) + "\n"
+
+
+def _faults(found: dict[str, Any]) -> list[str]:
+    """One row for each kind of fault."""
+    rows = []
+    for command in (False, True):
+        kills = [kill for kill in found["kills"] if kill["command"] == command]
+        for fault in sorted({kill["fault"] for kill in kills}):
+            these = [kill for kill in kills if kill["fault"] == fault]
+            name = fault + (", `python -m greenroom`" if command else "")
+            ended = ("seconds",) if "a worker" not in fault else ("noticed",)
+            rows.append([name, str(len(these)), *(_times(these, key) for key in (*ended, "gone", "recovered"))])
+    for fault in dict.fromkeys(harm["fault"] for harm in found["harms"]):
+        these = [harm for harm in found["harms"] if harm["fault"] == fault]
+        rows.append([fault, str(len(these)), _times(these, "noticed"), "", ""])
+    head = ["fault", "tried and survived", "s to notice, or to end", "s until no process was left", "s to recover"]
+    return [
+        *_table(head, rows),
+        "",
+        "Seconds are median / largest. To notice: from the kill of a worker to the trainer's message, from a full disk "
+        "to its warning. To end: from a signal to the trainer's last instruction, saved. To recover: from the start of "
+        "`greenroom resume` to its first new update. Trainers are forks of a process that has imported everything, but "
+        "for those marked `python -m greenroom`, whose recovery includes importing.",
+    ]
+
+
+def _scenarios(kills: Sequence[dict[str, Any]]) -> list[str]:
+    rows = []
+    for name in dict.fromkeys(kill["scenario"] for kill in kills):
+        these = [kill for kill in kills if kill["scenario"] == name]
+        repeated = [kill["repeated"] for kill in these if kill["repeated"] is not None]
+        exact = "finishes, nothing twice" if name.startswith("native") else "the same bits"
+        rows.append([name, str(len(these)), str(max(repeated, default=0)), exact])
+    return _table(["scenario", "kills", "most steps taken again", "in the end, as if left in peace"], rows)
+
+
+def _soak(soaks: Sequence[dict[str, Any]]) -> list[str]:
+    rows = [
+        [
+            one["run"],
+            f"{one['seconds'] / 60:.1f}",
+            f"{one['env_steps']:,}",
+            f"{one['rss']['level']:.1f} MB, {100 * one['rss']['growth']:+.2f} %",
+            f"{one['fds']['level']:.0f}, at most {one['fds']['largest']:.0f}",
+            f"{one['threads']['level']:.0f}, at most {one['threads']['largest']:.0f}",
+            "flat" if one["flat"] else "not flat",
+        ]
+        for one in soaks
+    ]
+    head = ["soak", "minutes", "steps", "memory and its growth", "open files", "threads", ""]
+    return _table(head, rows)
+
+
+def _times(kills: Iterable[dict[str, Any]], key: str) -> str:
+    values = [kill[key] for kill in kills if kill.get(key) is not None]
+    return f"{statistics.median(values):.2f} / {max(values):.2f}" if values else ""
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
