@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-import flaky_envs
+from faults import flaky
 from greenroom import session
 from greenroom.acting import Collector, unfinished
 from greenroom.algorithms.ppo import PPOConfig
@@ -47,7 +47,7 @@ ACTION = torch.zeros(4, dtype=torch.int64)
 def stage_of(stage: str, faults: FaultConfig = RESTART, **kwargs: Any) -> InlineEnvironment | WorkersEnvironment:
     kind: Any = {"inline": InlineEnvironment, "workers": WorkersEnvironment}[stage]
     made: InlineEnvironment | WorkersEnvironment = kind(
-        "flaky_envs:Flaky", num_envs=4, kwargs=kwargs, faults=faults, **STAGES[stage]
+        "faults.flaky:Flaky", num_envs=4, kwargs=kwargs, faults=faults, **STAGES[stage]
     )
     return made
 
@@ -149,7 +149,7 @@ def test_a_lost_worker_is_replaced(fault: str) -> None:
 
 
 def test_a_reset_has_a_limit_of_its_own() -> None:
-    class SlowReset(flaky_envs.Flaky):
+    class SlowReset(flaky.Flaky):
         def reset(self, **given: Any) -> Any:
             time.sleep(0.7 if self.jammed or self.t else 0.0)
             return super().reset(**given)
@@ -212,7 +212,7 @@ def test_there_is_a_limit(stage: str) -> None:
 
 def test_an_environment_that_never_works_again_stops_the_run() -> None:
     faults = dataclasses.replace(RESTART, max_env_restarts=10**6)
-    environment = InlineEnvironment(flaky_envs.NeverAgain, num_envs=2, kwargs={"chance": 0.1}, faults=faults)
+    environment = InlineEnvironment(flaky.NeverAgain, num_envs=2, kwargs={"chance": 0.1}, faults=faults)
     try:
         environment.reset(0)
         with pytest.raises(EnvironmentFault, match="reset raised RuntimeError: no licence left"):
@@ -220,7 +220,7 @@ def test_an_environment_that_never_works_again_stops_the_run() -> None:
                 environment.send(ACTION[:2])
                 environment.recv()
     finally:
-        flaky_envs.NeverAgain.broken = False
+        flaky.NeverAgain.broken = False
 
 
 def test_bounds_are_checked_unless_told_not_to() -> None:
@@ -303,7 +303,7 @@ def test_unfinished_reaches_back_to_the_last_cut() -> None:
 def flaky_run(stage: str = "inline", **changes: Any) -> RunConfig:
     return dataclasses.replace(
         RunConfig(
-            env="flaky_envs:Flaky",
+            env="faults.flaky:Flaky",
             env_kwargs={"chance": 0.01},
             stage=stage,  # type: ignore[arg-type]
             num_workers=2 if stage == "workers" else 0,
@@ -349,13 +349,15 @@ def test_the_command_line_tells_and_reproduces(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["train", "flaky_envs:Flaky", "--num-envs", "4", "--stage", "inline", "--run-dir", "run", "--quiet"]
+    words = ["train", "faults.flaky:Flaky", "--num-envs", "4", "--stage", "inline", "--run-dir", "run", "--quiet"]
     assert main([*words, "--algo", "a2c"]) == ExitCode.ERROR
     told = capsys.readouterr().err
     assert "ValueError: the conveyor jammed\n" in told
     assert "since seed" in told and "greenroom reproduce run/faults/0001.json" in told
     content = json.loads(Path("run/faults/0001.json").read_text())
-    assert content["env"] == "flaky_envs:Flaky" and content["traceback"] and len(content["actions"]) == content["steps"]
+    assert (
+        content["env"] == "faults.flaky:Flaky" and content["traceback"] and len(content["actions"]) == content["steps"]
+    )
     assert main(["reproduce", "run/faults/0001.json"]) == ExitCode.DONE
     assert "it is the same failure" in capsys.readouterr().out
     content["actions"] = content["actions"][:-1]  # no longer back to the seed: only the episode can be repeated

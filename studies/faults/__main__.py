@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from faults import harm, page
+from faults.environments import mishaps
 from faults.kills import Start, Victim, torment
 from faults.processes import Place, Trainer, Zygote, command_line
 from faults.scenarios import Scenario, chosen
@@ -34,6 +35,8 @@ FAULTS = (
     "SIGUSR1 to the trainer",
 )
 """In turn; where there are workers, every third kill is one of theirs."""
+PARTS = {"kills": "kills", "harms": "other faults", "mishaps": "failures of environments that were caught"}
+"""Of the results, and what people call them."""
 HARMED = ("inline ppo sync", "workers dqn sync", "device a2c sync")
 """Scenarios that meet the faults which kill nobody."""
 
@@ -47,6 +50,7 @@ def options(words: Sequence[str] | None = None) -> argparse.Namespace:
     made.add_argument("--kills", type=int, default=204, help="shared out over the scenarios")
     made.add_argument("--command-line", type=int, default=10, help="further kills of `python -m greenroom` itself")
     made.add_argument("--harms", type=int, default=3, help="times that each fault which kills nobody is tried")
+    made.add_argument("--mishaps", type=int, default=20, help="times that environments fail in each way")
     made.add_argument("--soak-minutes", type=float, default=30.0, help="0: no soak")
     only = "just scenarios with these words in their names, as in --only 'workers dqn' native"
     made.add_argument("--only", nargs="+", default=[], metavar="WORDS", help=only)
@@ -66,13 +70,15 @@ def main(words: Sequence[str] | None = None) -> int:
             suite.kill(chosen(given.only), given.kills)
             suite.kill_commands(given.command_line)
             suite.harm(chosen(given.only or HARMED), given.harms)
+            suite.fail(given.mishaps)
             results = suite.results(soaked)
     finally:
         suite.close()
     results["minutes"] = round((time.monotonic() - begin) / 60, 1)
     command = " ".join(["make faults", *([f"ARGS={shlex.quote(shlex.join(words))}"] if words else [])])
     page.write(results, given.out, command)
-    print(f"{len(results['kills'])} kills, {len(results['harms'])} other faults, {len(suite.failures)} failures")
+    counts = [f"{len(results[part])} {name}" for part, name in PARTS.items()]
+    print(f"{', '.join(counts)}, {len(suite.failures)} failures")
     return 1 if suite.failures else 0
 
 
@@ -85,6 +91,7 @@ class Suite:
         self._numbers = itertools.count()
         self._kills: list[dict[str, Any]] = []
         self._harms: list[dict[str, Any]] = []
+        self._mishaps: list[dict[str, Any]] = []
         self.failures: list[str] = []
         self.scenarios = 0
 
@@ -126,6 +133,15 @@ class Suite:
 
             self._with_victim(scenario, act)
 
+    def fail(self, times: int) -> None:
+        """Let environments fail from within."""
+        place = Place(self._root / "environments")
+        try:
+            self._mishaps += [asdict(one) for one in mishaps(place, times, _say)]
+        except Exception as problem:
+            self.failures.append(f"environments: {type(problem).__name__}: {problem}")
+            traceback.print_exc()
+
     def _with_victim(
         self, scenario: Scenario, act: Callable[[Victim], None], *, through_commands: bool = False
     ) -> None:
@@ -162,7 +178,7 @@ class Suite:
             self.failures.append(f"soak: {type(problem).__name__}: {problem}")
         self.failures += [f"soak: {one['run']} is not flat: {one['rss']}" for one in soaks if not one["flat"]]
         found: dict[str, Any] = {"scenarios": self.scenarios, "failures": self.failures}
-        return found | {"kills": self._kills, "harms": self._harms, "soak": soaks}
+        return found | {"kills": self._kills, "harms": self._harms, "mishaps": self._mishaps, "soak": soaks}
 
     def close(self) -> None:
         """Remove what was trained."""

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from faults.environments import FAULTS as ENVIRONMENT_FAULTS
 from greenroom import folder, machine
 
 OUT = Path(__file__).resolve().parents[2] / "docs" / "results" / "faults"
 
-_FACTS = ("kills", "harms", "soak")
+_FACTS = ("kills", "harms", "mishaps", "soak")
 """The parts of the suite; one that was not run this time stays as it was found before."""
 
 
@@ -22,7 +23,7 @@ def write(results: dict[str, Any], out: Path, command: str) -> None:
     """Write `results.json` and `table.md`.
 
     Args:
-        results: `kills`, `harms`, `soak`: records; `failures`: sentences; `minutes` that it took.
+        results: `kills`, `harms`, `mishaps`, `soak`: records; `failures`: sentences; `minutes` that it took.
         out: the folder for both.
         command: what was run, as a person types it.
     """
@@ -52,6 +53,8 @@ def _page(found: dict[str, Any]) -> str:
         "# Faults, tried at random",
         "",
         *_faults(found),
+        "",
+        *_mishaps(found["mishaps"]),
         "",
         *_scenarios(found["kills"]),
         "",
@@ -88,6 +91,17 @@ def _faults(found: dict[str, Any]) -> list[str]:
         "`greenroom resume` to its first new update. Trainers are forks of a process that has imported everything, but "
         "for those marked `python -m greenroom`, whose recovery includes importing.",
     ]
+
+
+def _mishaps(mishaps: Sequence[dict[str, Any]]) -> list[str]:
+    rows = []
+    for stage, fault in dict.fromkeys((one["stage"], one["fault"]) for one in mishaps):
+        these = [one for one in mishaps if (one["stage"], one["fault"]) == (stage, fault)]
+        stopped, mended = ([one for one in these if one["choice"] == choice] for choice in ("stop", "restart"))
+        cells = (str(len(stopped)), _times(stopped, "seconds"), str(len(mended)), _times(mended, "seconds"))
+        rows.append([stage, ENVIRONMENT_FAULTS[fault], *cells])
+    head = ["stage", "an environment fails", "stopped", "s to the error", "started anew", "s until all step again"]
+    return _table(head, rows)
 
 
 def _scenarios(kills: Sequence[dict[str, Any]]) -> list[str]:

@@ -1,9 +1,10 @@
-"""Environments that fail now and then, by their own random numbers. Loads no torch: worker processes import it."""
+"""An environment that fails now and then, by its own random numbers. Loads no torch: worker processes import it."""
 
 from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -12,13 +13,19 @@ from gymnasium import spaces
 
 
 class Flaky(gymnasium.Env[Any, Any]):
-    """Three random numbers, episodes of 20 steps; each step goes wrong with probability `chance`, and pays 1."""
+    """Three random numbers, episodes of 20 steps; each step pays 1, and goes wrong with probability `chance`.
+
+    Args:
+        fault: what goes wrong.
+        chance: how often.
+        log: a file that is told when, by the machine's monotonic clock.
+    """
 
     observation_space = spaces.Box(-1.0, 1.0, (3,))
     action_space = spaces.Discrete(2)
 
-    def __init__(self, fault: str = "raise", chance: float = 0.02) -> None:
-        self.fault, self.chance, self.t, self.jammed = fault, chance, 0, False
+    def __init__(self, fault: str = "raise", chance: float = 0.02, log: str = "") -> None:
+        self.fault, self.chance, self.log, self.t, self.jammed = fault, chance, log, 0, False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -32,6 +39,8 @@ class Flaky(gymnasium.Env[Any, Any]):
         if self.np_random.random() >= self.chance:
             return self._observe(), 1.0, False, self.t >= 20, {}
         self.jammed = True
+        if self.log:
+            Path(self.log).write_text(repr(time.monotonic()))
         match self.fault:
             case "raise":
                 raise ValueError("the conveyor jammed")
