@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 from faults import harm, page, runs, soak
 from faults.__main__ import FAULTS
+from faults.environments import mishaps
 from faults.kills import Victim, torment
 from faults.processes import Failure, Place, Zygote, command_line, wait_until
 from faults.scenarios import Scenario, chosen, every, scenario
@@ -133,7 +135,7 @@ def test_a_difference_of_one_bit_is_found() -> None:
 def test_the_page_keeps_what_was_not_run_again(tmp_path: Path) -> None:
     kill = {"scenario": "inline, ppo, sync", "fault": "SIGKILL to the trainer", "seconds": 0.1, "gone": 0.2}
     kill |= {"recovered": 0.5, "repeated": 32, "command": False}
-    first = {"kills": [kill], "harms": [], "soak": [], "failures": [], "minutes": 1.0}
+    first = {"kills": [kill], "harms": [], "mishaps": [], "soak": [], "failures": [], "minutes": 1.0}
     page.write(first, tmp_path, "make faults")
     page.write(first | {"kills": [], "harms": [{"fault": "a bit flips"}]}, tmp_path, "make faults again")
     kept = json.loads((tmp_path / "results.json").read_text())
@@ -141,3 +143,12 @@ def test_the_page_keeps_what_was_not_run_again(tmp_path: Path) -> None:
     table = (tmp_path / "table.md").read_text()
     assert "| SIGKILL to the trainer | 1 | 0.10 / 0.10 | 0.20 / 0.20 | 0.50 / 0.50 |" in table
     assert "| a bit flips | 1 |" in table and "| inline, ppo, sync | 1 | 32 | the same bits |" in table
+
+
+def test_environments_that_fail_are_caught_and_told_of(tmp_path: Path) -> None:
+    found = mishaps(Place(tmp_path), 2, lambda line: None, ["inline"])
+    assert {one.choice for one in found} == {"stop", "restart"}
+    assert len({one.fault for one in found}) == 6 and len(found) >= 24
+    results = {"kills": [], "harms": [], "mishaps": [asdict(one) for one in found], "soak": []}
+    page.write(results | {"failures": [], "minutes": 0.1}, tmp_path, "make faults")
+    assert "| inline | reset raises | 2 |" in (tmp_path / "table.md").read_text()

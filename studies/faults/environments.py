@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -46,14 +46,16 @@ class Mishap:
     """From the failure to the error that stops the run, or to the step in which all environments are well again."""
 
 
-def mishaps(place: Place, times: int, say: Callable[[str], None]) -> list[Mishap]:
-    """Let every fault happen so many times on both stages, with either choice.
+def mishaps(
+    place: Place, times: int, say: Callable[[str], None], stages: Sequence[str] = ("inline", "workers")
+) -> list[Mishap]:
+    """Let every fault happen so many times on every stage, with either choice.
 
     Raises:
         Failure: something was not noticed, not named, or left behind.
     """
     found: list[Mishap] = []
-    for stage in ("inline", "workers"):
+    for stage in stages:
         for fault in FAULTS:
             if stage == "inline" and fault in ("exit", "hang"):
                 continue  # nothing could survive them
@@ -106,10 +108,8 @@ def _made(
 ) -> tuple[Environment, Path]:
     log = place.path / "failed-at"
     faults = FaultConfig(on_env_error=choice, max_env_restarts=10**6)
-    if stage == "workers":
-        faults = FaultConfig(
-            on_env_error=choice, max_env_restarts=10**6, step_timeout=LIMIT if fault == "hang" else 60.0
-        )
+    if fault == "hang":
+        faults = replace(faults, step_timeout=LIMIT)
     environment = make(
         "faults.flaky:Flaky",
         num_envs=_ENVS,
