@@ -202,7 +202,7 @@ def table(records: list[Record]) -> str:
         first = well[0]
         lines.append(
             f"| {name} | {len(well)} | {first['updates']} | {first['env_steps']} | {first['looks']} | {count} "
-            f"| {100 * sum(one['watching'] for one in well) / len(well):.2f} % |"
+            f"| {share_of(well)} |"
         )
     lines += [
         "",
@@ -213,6 +213,12 @@ def table(records: list[Record]) -> str:
         "every finding's words: [results.json](results.json).",
     ]
     return "\n".join(lines) + "\n"
+
+
+def share_of(records: list[Record]) -> str:
+    """Mean share of the time, where it was measured."""
+    shares = [one["watching"] for one in records if "watching" in one]
+    return f"{100 * sum(shares) / len(shares):.2f} %" if shares else "–"
 
 
 def cell(records: list[Record], disease: str) -> str:
