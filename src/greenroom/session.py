@@ -17,6 +17,7 @@ from typing import Any
 
 from greenroom import checkpoint
 from greenroom.algorithms import change_learning_rate
+from greenroom.baselines import BaselineReport
 from greenroom.budget import Spending, spent_before
 from greenroom.config import RunConfig, dump, load_file, to_dict
 from greenroom.control import Control, Pending, Request, control, name_of
@@ -208,7 +209,7 @@ class _Session:
                 self._save()
                 if self.run.finished:
                     self.ending, evaluation = None, self._evaluate()
-                    comparison = report(self.run, self.folder, self.display.say)
+                    comparison = self._report()
         except EnvironmentFault as error:
             self._check_finite()  # a diverged policy's actions may well be the reason
             self._postmortems.conclude(error)
@@ -406,6 +407,9 @@ class _Session:
         if self._journal.waiting:
             lost.append(f"{self._journal.waiting} log lines")
         return " and ".join(lost)
+
+    def _report(self) -> BaselineReport | None:
+        return report(self.run, self.folder, self.display.say)
 
 
 def _passed(interval: int, before: int, now: int) -> bool:
