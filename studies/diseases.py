@@ -96,7 +96,7 @@ TABLE = (
     Patient(env="Acrobot-v1", algo="ppo", until=196, settings={"total_steps": 200_000}, seeds=(1,)),
     Patient(env="Acrobot-v1", algo="a2c", until=1000, settings={"total_steps": 200_000}, seeds=(1,)),
     Patient(env="CartPole-v1", algo="nstep-q", until=600, settings={"total_steps": 300_000}, seeds=(1,)),
-    Patient(env="CartPole-v1", algo="vtrace", until=1000, settings={"total_steps": 300_000}, seeds=(1,)),
+    Patient(env="CartPole-v1", algo="vtrace", until=600, settings={"total_steps": 300_000}, seeds=(1,)),
     Patient(env="LunarLander-v3", algo="ppo", until=150, settings={"total_steps": 500_000}, seeds=(1,)),
     Patient(env="Pendulum-v1", algo="td3", until=800, seeds=(1,)),
     Patient(env="InvertedPendulum-v5", algo="ppo", until=40, settings={"total_steps": 100_000}, seeds=(1,)),
