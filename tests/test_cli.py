@@ -105,7 +105,7 @@ def test_every_setting_is_an_option_with_help(capsys: pytest.CaptureFixture[str]
                 shown[entry] += " ".join(words) + " "
     assert wanted - shown.keys() == set()
     for name in wanted:
-        assert "(default: " in shown[name], f"{name}: {shown[name]}"
+        assert "(default: " in shown[name] or "(repeatable)" in shown[name], f"{name}: {shown[name]}"
         assert len(shown[name].split("(default:")[0].split()) > 4, f"{name} has no help: {shown[name]}"
 
 

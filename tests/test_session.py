@@ -143,7 +143,7 @@ def test_the_run_folder_is_complete(tmp_path: Path) -> None:
     outcome = launch(config, run_dir=tmp_path / "run", quiet=True)
     folder = outcome.folder
     assert outcome.finished and outcome.evaluation is not None
-    logs = "evaluations.jsonl metrics.jsonl spent.json tensorboard"
+    logs = "evaluations.jsonl findings.jsonl metrics.jsonl spent.json tensorboard"
     contents = f"checkpoints config.yaml curve.png environment.json {logs} train.lock"
     assert sorted(path.name for path in folder.path.iterdir()) == contents.split()
     assert load(folder.config.read_text(), "config.yaml") == config

@@ -23,6 +23,7 @@ from greenroom.commands.reproduce import Reproduce, reproduce
 from greenroom.config import SEAMS, RunConfig
 from greenroom.envs.faults import traceback_of
 from greenroom.errors import EXIT_CODES, EnvironmentFault, ExitCode, UserError, nearest
+from greenroom.health.finding import table as findings_table
 from greenroom.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -171,6 +172,8 @@ def _show(outcome: Outcome) -> ExitCode:
         console.print(outcome.evaluation.table())
     if outcome.comparison is not None:
         console.print(outcome.comparison.table())
+    if outcome.findings:
+        console.print(findings_table(outcome.findings))
     say(f"run folder: {outcome.folder.path}")
     if outcome.finished:
         say(f"curve:      {outcome.folder.curve}")

@@ -24,6 +24,7 @@ from greenroom.algorithms.ppo import PPOConfig
 from greenroom.budget import Budget
 from greenroom.envs.faults import FaultConfig
 from greenroom.errors import UserError, nearest
+from greenroom.health.settings import HealthConfig
 from greenroom.networks import Impala, Mlp, Nature, NetworkConfig, Nips
 from greenroom.optim import Adam, OptimizerConfig, RAdam, RMSprop
 from greenroom.policy import PolicyConfig
@@ -90,6 +91,8 @@ class RunConfig:
     """What the run may take."""
     faults: FaultConfig = field(default_factory=FaultConfig)
     """What to do about environments that fail."""
+    monitor: HealthConfig = field(default_factory=HealthConfig)
+    """What is watched, and what is done about it."""
 
     def __post_init__(self) -> None:
         for name in ("num_envs", "rollout_length", "total_steps", "eval_episodes", "keep", "lag"):

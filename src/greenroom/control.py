@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -81,6 +82,16 @@ class Request:
         """What was given beside verb and reason."""
         named = {"to": self.to, "learning_rate": self.learning_rate, "factor": self.factor}
         return {name: value for name, value in named.items() if value is not None}
+
+    def record(self, user: str) -> dict[str, object]:
+        """What is kept of it: when, who, what and why."""
+        return {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "user": user,
+            "verb": self.verb,
+            "arguments": self.arguments,
+            "reason": self.reason,
+        }
 
 
 def parse(line: bytes) -> Request:

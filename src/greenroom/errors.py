@@ -72,6 +72,7 @@ class ExitCode(enum.IntEnum):
     BUDGET = 4
     PREEMPTED = 5
     UNSAVED = 6
+    UNHEALTHY = 7
     INTERRUPTED = 130
 
 
@@ -83,6 +84,7 @@ EXIT_CODES: dict[ExitCode, str] = {
     ExitCode.BUDGET: "a training has used up its deadline or cost budget; saved, `resume` with more continues it",
     ExitCode.PREEMPTED: "a training was told to go by SIGTERM, SIGUSR1 or SIGUSR2; saved, `resume` continues it",
     ExitCode.UNSAVED: "a training ended, but the disk refused its last state or its last log lines",
+    ExitCode.UNHEALTHY: "a training was stopped by a check of its health; saved, `resume` continues it",
     ExitCode.INTERRUPTED: "ended at once: Ctrl-C twice, or where there was nothing to save",
 }
 """The one place where exit codes are said; `greenroom --help` shows it."""

@@ -133,6 +133,11 @@ class RunFolder:
         return self.path / "interventions.jsonl"
 
     @property
+    def findings(self) -> Path:
+        """One JSON object for each trouble that a check of the run's health has found. History, as the above."""
+        return self.path / "findings.jsonl"
+
+    @property
     def spent(self) -> Path:
         """How much wall-clock time the run has taken."""
         return self.path / "spent.json"

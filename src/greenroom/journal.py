@@ -123,7 +123,8 @@ class Journal:
         finally:
             self._sinks = make_sinks(self._names, self._folder, self._config, resumed_at=env_steps)
         for waiting in self._waiting:
-            kept = [(kind, record) for kind, record in waiting if _steps(record) <= env_steps]
+            # What was found is history, as interventions are.
+            kept = [(kind, record) for kind, record in waiting if kind == "findings" or _steps(record) <= env_steps]
             waiting.clear()
             waiting.extend(kept)
 

@@ -25,10 +25,10 @@ from greenroom.errors import UserError, nearest
 from greenroom.folder import RunFolder, write_json
 
 Record = Mapping[str, object]
-Kind = Literal["metrics", "evaluations"]
-"""What a record tells of: the training, or an evaluation."""
+Kind = Literal["metrics", "evaluations", "findings"]
+"""What a record tells of: the training, an evaluation, or a trouble with the run's health."""
 
-_GROUP: dict[Kind, str] = {"metrics": "train", "evaluations": "evaluation"}
+_GROUP: dict[Kind, str] = {"metrics": "train", "evaluations": "evaluation", "findings": "findings"}
 """The group, for tools that show groups, of names that have none."""
 
 
@@ -89,10 +89,14 @@ class Appended:
 
 
 class JsonlSink:
-    """`metrics.jsonl` and `evaluations.jsonl`: one strict JSON object a line, with the system as soon as written."""
+    """One file of strict JSON objects, one a line, for each kind of record; with the system as soon as written."""
 
     def __init__(self, folder: RunFolder) -> None:
-        paths: dict[Kind, Path] = {"metrics": folder.metrics, "evaluations": folder.evaluations}
+        paths: dict[Kind, Path] = {
+            "metrics": folder.metrics,
+            "evaluations": folder.evaluations,
+            "findings": folder.findings,
+        }
         self._files = {kind: Appended(path) for kind, path in paths.items()}
 
     def write(self, kind: Kind, record: Record) -> None:
@@ -100,7 +104,7 @@ class JsonlSink:
         self._files[kind].append_line(record)
 
     def close(self) -> None:
-        """Close both files."""
+        """Close the files."""
         for file in self._files.values():
             file.close()
 

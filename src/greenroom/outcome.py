@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from greenroom.baselines import BaselineReport
+from greenroom import baselines, plots
 from greenroom.errors import ExitCode
 from greenroom.evaluation import Evaluation
-from greenroom.folder import RunFolder
+from greenroom.folder import RunFolder, write_json
+from greenroom.training import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +37,10 @@ class Outcome:
     """What the disk refused to the last: it is lost. Empty if nothing is."""
     evaluation: Evaluation | None
     """The final greedy evaluation of a finished run."""
-    comparison: BaselineReport | None
+    comparison: baselines.BaselineReport | None
     """Beside the conventional methods, for environments that have some."""
+    findings: tuple[Mapping[str, Any], ...] = ()
+    """The lines of `findings.jsonl`: what was wrong with the run's health, in all its sittings."""
 
     @property
     def code(self) -> ExitCode:
@@ -43,3 +48,18 @@ class Outcome:
         if self.unsaved:
             return ExitCode.UNSAVED
         return ExitCode.DONE if self.ending is None else self.ending.code
+
+
+def report(run: Run, folder: RunFolder, say: Callable[[str], None]) -> baselines.BaselineReport | None:
+    """Write what a finished run came to into its folder: the curve, and the comparison with conventional methods."""
+    config = run.config
+    comparison = baselines.report(
+        run.algorithm.policy, config.env, config.env_kwargs, seed=config.seed, device=run.device
+    )
+    try:
+        if comparison is not None:
+            write_json(folder.path / "baselines.json", comparison.to_json())
+        plots.learning_curve(folder.path)
+    except OSError as problem:
+        say(f"warning: cannot write the report into {folder.path}: {problem}")
+    return comparison

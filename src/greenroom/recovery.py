@@ -42,6 +42,19 @@ def kinds(config: RunConfig) -> list[str]:
     return [config.algo, *(kind_of(part) for part in parts if kind_of(part) in OPTIMIZERS)]
 
 
+def divergence(run: Run, folder: RunFolder) -> str:
+    """What to say of a policy that holds NaN or infinity: from here on it would only waste time. Sound: empty."""
+    for name, tensor in run.algorithm.policy.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            newest = checkpoint.latest(folder.checkpoints)
+            return (
+                f"training has diverged: after {run.env_steps} steps the policy's {name} holds NaN or infinity"
+                "; start anew with a lower --learning-rate or --max-grad-norm, or with --scale-rewards"
+                + (f"; the newest sound checkpoint is {newest}" if newest else "")
+            )
+    return ""
+
+
 def choose(folder: RunFolder, to: int | None) -> Path:
     """The checkpoint to roll back to.
 

@@ -11,12 +11,13 @@ import math
 import os
 import signal
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from greenroom import baselines, checkpoint, plots
+from greenroom import checkpoint
 from greenroom.algorithms import change_learning_rate
+from greenroom.baselines import BaselineReport
 from greenroom.budget import Spending, spent_before
 from greenroom.config import RunConfig, dump, load_file, to_dict
 from greenroom.control import Control, Pending, Request, control, name_of
@@ -24,14 +25,15 @@ from greenroom.display import Display, Interrupts, interrupts
 from greenroom.errors import DiskError, EnvironmentFault, ExitCode, UserError
 from greenroom.evaluation import Evaluation
 from greenroom.examination import Examiner
-from greenroom.folder import RunFolder, write_json, write_text
+from greenroom.folder import RunFolder, read_log, write_text
 from greenroom.journal import Complaint, Journal
 from greenroom.log import require
 from greenroom.machine import keep_freed_memory
-from greenroom.outcome import Ending, Outcome
+from greenroom.monitor import Monitor
+from greenroom.outcome import Ending, Outcome, report
 from greenroom.postmortem import Postmortems
 from greenroom.profiling import train_profiled
-from greenroom.recovery import choose, evaluated, kinds, restore
+from greenroom.recovery import choose, divergence, evaluated, kinds, restore
 from greenroom.training import Run, train
 from greenroom.types import Progress
 from greenroom.window import Window
@@ -150,14 +152,18 @@ class _Session:
         """At how many steps an earlier sitting made its last evaluation."""
         self._saving = Complaint(display.say)
         self._spending = Spending(folder.spent)
+        keep = partial(self._journal.write, "findings")
+        self._monitor = Monitor(run, intervene=self._intervene_for_health, record=keep, say=display.say)
 
     def state_dict(self) -> dict[str, Any]:
         """What the log lines depend on, and whether another sitting may go on from here."""
-        return {"window": self._window.state_dict(), "kinds": kinds(self.config)}
+        parts = {"window": self._window.state_dict(), "monitor": self._monitor.state_dict()}
+        return parts | {"kinds": kinds(self.config)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the log."""
         self._window.load_state_dict(state["window"])
+        self._monitor.load_state_dict(state.get("monitor", {}))  # checkpoints of version 0.1.0 have none
 
     def take_up(self, path: Path) -> None:
         """The run is at the checkpoint `path`, which may have been found the best just before the run was killed."""
@@ -183,6 +189,10 @@ class _Session:
                 before = self.run.env_steps
                 for progress in news:
                     self._postmortems.note(progress.rollout.faults)
+                    self._monitor.look(progress)
+                    if self.run.updates != progress.updates:  # rolled back: this is of a future that is forgotten
+                        before = self.run.env_steps
+                        continue
                     self._window.add(progress)
                     self._log(progress.env_steps, due=self._window.due or self.run.finished)
                     if _passed(self.config.eval_every, before, progress.env_steps) and not self.run.finished:
@@ -215,6 +225,7 @@ class _Session:
             unsaved=self._unsaved(),
             evaluation=evaluation,
             comparison=comparison,
+            findings=tuple(read_log(self.folder.findings)),
         )
 
     def _log(self, env_steps: int, *, due: bool) -> None:
@@ -274,18 +285,14 @@ class _Session:
         self._note(request, user, outcome, before)
         return outcome
 
+    def _intervene_for_health(self, request: Request, user: str) -> None:
+        self.intervene(request, user=user)
+        if self.ending is not None:
+            self.ending = dataclasses.replace(self.ending, code=ExitCode.UNHEALTHY)
+
     def _note(self, request: Request, user: str, outcome: Mapping[str, object], env_steps: int | None = None) -> None:
-        self._journal.intervene(
-            {
-                "time": datetime.now(UTC).isoformat(timespec="seconds"),
-                "user": user,
-                "verb": request.verb,
-                "arguments": request.arguments,
-                "reason": request.reason,
-                "env_steps": self.run.env_steps if env_steps is None else env_steps,
-                "outcome": outcome,
-            }
-        )
+        steps = self.run.env_steps if env_steps is None else env_steps
+        self._journal.intervene({**request.record(user), "env_steps": steps, "outcome": outcome})
 
     def _carry_out(self, request: Request, whose: str) -> dict[str, Any]:
         match request.verb:
@@ -354,6 +361,7 @@ class _Session:
         clock = {"env_steps": run.env_steps, "updates": run.updates, "seconds": run.seconds}
         if self._evaluated != run.env_steps:
             self._journal.write("evaluations", {**clock, **result.to_json()})
+        self._monitor.evaluated(result)  # before it may be saved as the best
         self._judge(result.mean)
         return result
 
@@ -367,15 +375,10 @@ class _Session:
                 self._saving.complain(str(problem))
 
     def _check_finite(self) -> None:
-        """Stop a run that has diverged: from here on it would only waste time."""
-        for name, tensor in self.run.algorithm.policy.state_dict().items():
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                newest = checkpoint.latest(self.folder.checkpoints)
-                raise UserError(
-                    f"training has diverged: after {self.run.env_steps} steps the policy's {name} holds NaN or infinity"
-                    "; start anew with a lower --learning-rate or --max-grad-norm, or with --scale-rewards"
-                    + (f"; the newest sound checkpoint is {newest}" if newest else "")
-                )
+        """Stop a run that has diverged."""
+        if problem := divergence(self.run, self.folder):
+            self._monitor.diverged(problem)
+            raise UserError(problem)
 
     def _save(self) -> Path | None:
         """The checkpoint of this moment, written unless it already is; None if the disk refuses."""
@@ -405,18 +408,8 @@ class _Session:
             lost.append(f"{self._journal.waiting} log lines")
         return " and ".join(lost)
 
-    def _report(self) -> baselines.BaselineReport | None:
-        config = self.config
-        comparison = baselines.report(
-            self.run.algorithm.policy, config.env, config.env_kwargs, seed=config.seed, device=self.run.device
-        )
-        try:
-            if comparison is not None:
-                write_json(self.folder.path / "baselines.json", comparison.to_json())
-            plots.learning_curve(self.folder.path)
-        except OSError as problem:
-            self.display.say(f"warning: cannot write the report into {self.folder.path}: {problem}")
-        return comparison
+    def _report(self) -> BaselineReport | None:
+        return report(self.run, self.folder, self.display.say)
 
 
 def _passed(interval: int, before: int, now: int) -> bool:

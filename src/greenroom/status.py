@@ -13,6 +13,7 @@ from greenroom.budget import spent_before
 from greenroom.config import load_file
 from greenroom.control import NoAnswer, NotLive, Request, ask
 from greenroom.folder import RunFolder, read_log, trainer_of
+from greenroom.health.finding import counts
 
 _FROM_METRICS = ("updates", "seconds", "return_mean", "steps_per_second", "env_restarts")
 """Of the newest line."""
@@ -32,8 +33,9 @@ def look(run_dir: str | Path, *, timeout: float = _PATIENCE) -> dict[str, Any]:
         `process`: its id, if alive; `env_steps`, `total_steps`, `updates`, `seconds` of training; the newest
         `return_mean`, `steps_per_second` and `env_restarts`; `evaluation`: mean and 95 % interval of the newest one;
         `spent`: wall-clock seconds; the names of the newest `checkpoint` and the `best`; how many `interventions` and
-        `rollbacks` there were; `cost`, if an hour has a price. Of a run that answers also `learning_rate`, and what the
-        disk refuses: `unsaved`, `waiting_lines`. What is not known is None.
+        `rollbacks` there were; how many `findings` each check of its health has made; `cost`, if an hour has a price.
+        Of a run that answers also `learning_rate`, and what the disk refuses: `unsaved`, `waiting_lines`. What is not
+        known is None.
 
     Raises:
         UserError: not a run.
@@ -43,6 +45,7 @@ def look(run_dir: str | Path, *, timeout: float = _PATIENCE) -> dict[str, Any]:
     metrics, evaluation = _last(folder.metrics), _last(folder.evaluations)
     newest, best = checkpoint.latest(folder.checkpoints), checkpoint.best(folder.checkpoints)
     interventions = read_log(folder.interventions)
+    findings = counts(read_log(folder.findings))
     steps = max(metrics.get("env_steps", 0), checkpoint.env_steps_of(newest) if newest else 0)
     process = trainer_of(folder.path)
     told: dict[str, Any] = {
@@ -57,6 +60,7 @@ def look(run_dir: str | Path, *, timeout: float = _PATIENCE) -> dict[str, Any]:
         "checkpoint": newest.name if newest else None,
         "best": best.name if best else None,
         "interventions": len(interventions),
+        "findings": findings or None,
         "rollbacks": sum(one["verb"] == "rollback" and "refused" not in one["outcome"] for one in interventions),
     }
     if process is not None:
@@ -76,6 +80,8 @@ def table(told: dict[str, Any]) -> Table:
         if name == "evaluation":
             low, high = value["ci95"]
             value = f"{value['mean']:.6g} ({low:.6g} … {high:.6g}) after {value['env_steps']} steps"
+        if name == "findings":
+            value = ", ".join(f"{check} {number}" for check, number in value.items())
         shown.add_row(name.replace("_", " "), f"{value:.6g}" if isinstance(value, float) else str(value))
     return shown
 
