@@ -130,7 +130,7 @@ class Victim:
         else:
             wait_until(fresh.look, trainer)
             instant = time.monotonic() + self.rng.uniform(0.0, 0.8 * left)
-        wait_until(lambda: (fresh.look() and False) or time.monotonic() >= instant, trainer, nap=0.001)
+        wait_until(lambda: (fresh.look(), time.monotonic() >= instant)[1], trainer, nap=0.001)
         first = fresh.after(trainer)
         if not trainer.alive():
             self._must_be(trainer, ExitCode.DONE)
@@ -246,23 +246,30 @@ def torment(victim: Victim, faults: Sequence[str], say: Callable[[str], None]) -
     """
     victim.in_peace()
     done: list[Kill] = []
-    waiting, complete = list(faults), 0
+    waiting, complete, resumed = list(faults), 0, True
 
-    def recovered(first: float | None) -> None:
-        if done and first is not None and done[-1].recovered is None and done[-1].repeated is not None:
-            done[-1] = dataclasses.replace(done[-1], recovered=round(first, 3))
+    def first_update(after: float | None) -> None:
+        """The sitting that follows a kill, and no later one, tells how long it took to recover."""
+        nonlocal resumed
+        if not resumed and done[-1].repeated is not None:
+            done[-1] = dataclasses.replace(done[-1], recovered=None if after is None else round(after, 3))
+        resumed = True
 
     while waiting:
+        whole = victim.complete
         kill, first = victim.harmed(waiting[0])
-        recovered(first)
+        if not whole:
+            first_update(first)
         if kill is not None:
             done.append(kill)
             waiting.pop(0)
+            resumed = False
             continue
-        recovered(victim.finish())
+        resumed = True
+        victim.finish()
         complete += 1
         if complete > 3 * len(faults):
             raise Failure("the run is over before anything can be done to it")
-    recovered(victim.finish())
+    first_update(victim.finish())
     say(f"{victim.scenario.name}: {len(done)} kills, {complete + 1} runs, all as if left in peace")
     return done
