@@ -16,6 +16,7 @@ from typing import Protocol
 from faults import runs
 from faults.processes import Failure, Place, Trainer, wait_until
 from faults.scenarios import Scenario
+from faults.zygote import NOTICED
 from greenroom import checkpoint
 from greenroom.config import dump
 from greenroom.errors import ExitCode
@@ -55,7 +56,9 @@ class Kill:
     seconds: float
     """From the harm to the trainer's end: it died, saved and left, or noticed and left."""
     noticed: float | None
-    """Of a killed worker: seconds to the trainer's message."""
+    """Of a killed worker: seconds until the trainer noticed (not known of a command) …"""
+    told: float | None
+    """… and until its message, which waits for the other workers to be gone."""
     gone: float
     """Seconds from the trainer's end until no process of it was left."""
     repeated: int | None
@@ -145,12 +148,12 @@ class Victim:
     def _strike(self, fault: str, trainer: Trainer, env_steps: int) -> Kill | None:
         how, _, who = fault.partition(" to ")
         number = signal.Signals[how]
-        noticed, workers = None, trainer.workers() if who == "a worker" else {}
+        noticed, told, workers = None, None, trainer.workers() if who == "a worker" else {}
         began = time.monotonic()
         if workers:
             pid = self.rng.choice(sorted(workers))
             os.kill(pid, signal.SIGKILL)
-            noticed = self._notice(trainer, *workers[pid], began)
+            noticed, told = self._notice(trainer, *workers[pid], began)
         elif who == "a worker":
             trainer.send(signal.SIGKILL)  # its workers have just ended, with the run
         else:
@@ -179,21 +182,24 @@ class Victim:
             code=code,
             seconds=round(ended - began, 4),
             noticed=None if noticed is None else round(noticed, 4),
+            told=None if told is None else round(told, 4),
             gone=round(gone, 3),
             repeated=repeated,
         )
 
-    def _notice(self, trainer: Trainer, worker: int, count: int, began: float) -> float | None:
-        """Seconds until the trainer says that the worker is dead; None if it has no more need of it."""
-        words = f"worker {worker} (environments "
+    def _notice(self, trainer: Trainer, worker: int, count: int, began: float) -> tuple[float | None, float | None]:
+        """Seconds until the trainer notices that the worker is dead, and says so; None if it has no more need of it."""
         if not wait_until(lambda: "was killed by signal 9" in trainer.err.read_text(), trainer, nap=0.001):
-            return None
-        seconds = time.monotonic() - began
-        if words not in trainer.said:
+            return None, None
+        told = time.monotonic() - began
+        if f"worker {worker} (environments " not in trainer.said:
             raise Failure(f"the message does not name worker {worker} of {count}: {trainer.said[-500:]}")
-        if seconds > self.notice_seconds:
-            raise Failure(f"a dead worker was noticed after {seconds:.2f} s")
-        return seconds
+        lines = trainer.err.read_text().splitlines()
+        moments = [float(line.removeprefix(NOTICED)) for line in lines if line.startswith(NOTICED)]
+        noticed = moments[0] - began if moments else None
+        if noticed is not None and noticed > self.notice_seconds:
+            raise Failure(f"a dead worker was noticed after {noticed:.2f} s")
+        return noticed, told
 
     def finish(self) -> float | None:
         """Let it come to its end, and compare; returns when, from the start, the first new update was made."""
