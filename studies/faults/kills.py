@@ -167,7 +167,8 @@ class Victim:
         steps = 0 if newest is None else checkpoint.env_steps_of(newest)
         done = steps >= self.scenario.config.total_steps
         expected = ExitCode.ERROR if workers else _ENDINGS.get(number, -number)
-        if code != expected and not (done and code == -number):
+        # A run that has saved all and only tidies up is ended by the signal, as any command is.
+        if code != expected and not (done and code in (-number, ExitCode.INTERRUPTED)):
             raise Failure(f"{fault}: exit code {code} instead of {expected}: {trainer.said[-500:]}")
         if number in _ENDINGS and not done and steps < self.logged:
             raise Failure(f"{fault}: it ended with {steps} steps saved and {self.logged} taken")
