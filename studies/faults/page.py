@@ -30,8 +30,8 @@ def write(results: dict[str, Any], out: Path, command: str) -> None:
     path = out / "results.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     gpus = machine.gpu_names()
-    kept = {part: _kept(before.get(part, []), results[part]) for part in _FACTS}
-    now = {"command": command, "minutes": results["minutes"], "parts": [part for part in _FACTS if results[part]]}
+    kept = {part: _kept(before.get(part, []), results.get(part, [])) for part in _FACTS}
+    now = {"command": command, "minutes": results["minutes"], "parts": [part for part in _FACTS if results.get(part)]}
     ran = [*(one for one in before.get("ran", []) if one["command"] != command), now]
     head = {
         "environment": folder.describe_environment() | {"command": command},
@@ -59,7 +59,7 @@ def _kept(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[dict[
 def _what(record: dict[str, Any]) -> tuple[object, ...]:
     """What a record is of, so that a later one of the same replaces it: a kill's scenario, a harm's fault too."""
     fault = "" if "at" in record else record.get("fault")
-    return record.get("scenario"), record.get("command"), record.get("run"), fault
+    return *(record.get(name) for name in ("scenario", "command", "run", "stage", "choice")), fault
 
 
 def _page(found: dict[str, Any]) -> str:
