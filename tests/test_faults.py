@@ -134,14 +134,20 @@ def test_a_difference_of_one_bit_is_found() -> None:
 
 def test_the_page_keeps_what_was_not_run_again(tmp_path: Path) -> None:
     kill = {"scenario": "inline, ppo, sync", "fault": "SIGKILL to the trainer", "seconds": 0.1, "gone": 0.2}
-    kill |= {"recovered": 0.5, "repeated": 32, "command": False}
-    first = {"kills": [kill], "harms": [], "mishaps": [], "soak": [], "failures": [], "minutes": 1.0}
+    kill |= {"recovered": 0.5, "repeated": 32, "command": False, "at": 1.0, "noticed": None}
+    other = kill | {"scenario": "device, ppo, sync"}
+    first = {"kills": [kill, other], "harms": [], "soak": [], "failures": [], "minutes": 1.0}
     page.write(first, tmp_path, "make faults")
-    page.write(first | {"kills": [], "harms": [{"fault": "a bit flips"}]}, tmp_path, "make faults again")
+    again = kill | {"seconds": 0.3}
+    page.write(first | {"kills": [again], "harms": [{"fault": "a bit flips"}]}, tmp_path, "make faults again")
     kept = json.loads((tmp_path / "results.json").read_text())
-    assert kept["kills"] == [kill] and kept["ran"]["kills"]["command"] == "make faults"
+    assert kept["kills"] == [again, other]
+    assert [(one["command"], one["parts"]) for one in kept["ran"]] == [
+        ("make faults", ["kills"]),
+        ("make faults again", ["kills", "harms"]),
+    ]
     table = (tmp_path / "table.md").read_text()
-    assert "| SIGKILL to the trainer | 1 | 0.10 / 0.10 | 0.20 / 0.20 | 0.50 / 0.50 |" in table
+    assert "| SIGKILL to the trainer | 2 |  | 0.20 / 0.30 | 0.20 / 0.20 | 0.50 / 0.50 |" in table
     assert "| a bit flips | 1 |" in table and "| inline, ppo, sync | 1 | 32 | the same bits |" in table
 
 

@@ -16,6 +16,7 @@ from typing import Protocol
 from faults import runs
 from faults.processes import Failure, Place, Trainer, wait_until
 from faults.scenarios import Scenario
+from faults.zygote import NOTICED
 from greenroom import checkpoint
 from greenroom.config import dump
 from greenroom.errors import ExitCode
@@ -55,7 +56,9 @@ class Kill:
     seconds: float
     """From the harm to the trainer's end: it died, saved and left, or noticed and left."""
     noticed: float | None
-    """Of a killed worker: seconds to the trainer's message."""
+    """Of a killed worker: seconds until the trainer noticed (not known of a command) …"""
+    told: float | None
+    """… and until its message, which waits for the other workers to be gone."""
     gone: float
     """Seconds from the trainer's end until no process of it was left."""
     repeated: int | None
@@ -130,7 +133,7 @@ class Victim:
         else:
             wait_until(fresh.look, trainer)
             instant = time.monotonic() + self.rng.uniform(0.0, 0.8 * left)
-        wait_until(lambda: (fresh.look() and False) or time.monotonic() >= instant, trainer, nap=0.001)
+        wait_until(lambda: (fresh.look(), time.monotonic() >= instant)[1], trainer, nap=0.001)
         first = fresh.after(trainer)
         if not trainer.alive():
             self._must_be(trainer, ExitCode.DONE)
@@ -145,12 +148,12 @@ class Victim:
     def _strike(self, fault: str, trainer: Trainer, env_steps: int) -> Kill | None:
         how, _, who = fault.partition(" to ")
         number = signal.Signals[how]
-        noticed, workers = None, trainer.workers() if who == "a worker" else {}
+        noticed, told, workers = None, None, trainer.workers() if who == "a worker" else {}
         began = time.monotonic()
         if workers:
             pid = self.rng.choice(sorted(workers))
             os.kill(pid, signal.SIGKILL)
-            noticed = self._notice(trainer, *workers[pid], began)
+            noticed, told = self._notice(trainer, *workers[pid], began)
         elif who == "a worker":
             trainer.send(signal.SIGKILL)  # its workers have just ended, with the run
         else:
@@ -164,7 +167,8 @@ class Victim:
         steps = 0 if newest is None else checkpoint.env_steps_of(newest)
         done = steps >= self.scenario.config.total_steps
         expected = ExitCode.ERROR if workers else _ENDINGS.get(number, -number)
-        if code != expected and not (done and code == -number):
+        # A run that has saved all and only tidies up is ended by the signal, as any command is.
+        if code != expected and not (done and code in (-number, ExitCode.INTERRUPTED)):
             raise Failure(f"{fault}: exit code {code} instead of {expected}: {trainer.said[-500:]}")
         if number in _ENDINGS and not done and steps < self.logged:
             raise Failure(f"{fault}: it ended with {steps} steps saved and {self.logged} taken")
@@ -179,21 +183,24 @@ class Victim:
             code=code,
             seconds=round(ended - began, 4),
             noticed=None if noticed is None else round(noticed, 4),
+            told=None if told is None else round(told, 4),
             gone=round(gone, 3),
             repeated=repeated,
         )
 
-    def _notice(self, trainer: Trainer, worker: int, count: int, began: float) -> float | None:
-        """Seconds until the trainer says that the worker is dead; None if it has no more need of it."""
-        words = f"worker {worker} (environments "
+    def _notice(self, trainer: Trainer, worker: int, count: int, began: float) -> tuple[float | None, float | None]:
+        """Seconds until the trainer notices that the worker is dead, and says so; None if it has no more need of it."""
         if not wait_until(lambda: "was killed by signal 9" in trainer.err.read_text(), trainer, nap=0.001):
-            return None
-        seconds = time.monotonic() - began
-        if words not in trainer.said:
+            return None, None
+        told = time.monotonic() - began
+        if f"worker {worker} (environments " not in trainer.said:
             raise Failure(f"the message does not name worker {worker} of {count}: {trainer.said[-500:]}")
-        if seconds > self.notice_seconds:
-            raise Failure(f"a dead worker was noticed after {seconds:.2f} s")
-        return seconds
+        lines = trainer.err.read_text().splitlines()
+        moments = [float(line.removeprefix(NOTICED)) for line in lines if line.startswith(NOTICED)]
+        noticed = moments[0] - began if moments else None
+        if noticed is not None and noticed > self.notice_seconds:
+            raise Failure(f"a dead worker was noticed after {noticed:.2f} s")
+        return noticed, told
 
     def finish(self) -> float | None:
         """Let it come to its end, and compare; returns when, from the start, the first new update was made."""
@@ -246,23 +253,30 @@ def torment(victim: Victim, faults: Sequence[str], say: Callable[[str], None]) -
     """
     victim.in_peace()
     done: list[Kill] = []
-    waiting, complete = list(faults), 0
+    waiting, complete, resumed = list(faults), 0, True
 
-    def recovered(first: float | None) -> None:
-        if done and first is not None and done[-1].recovered is None and done[-1].repeated is not None:
-            done[-1] = dataclasses.replace(done[-1], recovered=round(first, 3))
+    def first_update(after: float | None) -> None:
+        """The sitting that follows a kill, and no later one, tells how long it took to recover."""
+        nonlocal resumed
+        if not resumed and done[-1].repeated is not None:
+            done[-1] = dataclasses.replace(done[-1], recovered=None if after is None else round(after, 3))
+        resumed = True
 
     while waiting:
+        whole = victim.complete
         kill, first = victim.harmed(waiting[0])
-        recovered(first)
+        if not whole:
+            first_update(first)
         if kill is not None:
             done.append(kill)
             waiting.pop(0)
+            resumed = False
             continue
-        recovered(victim.finish())
+        resumed = True
+        victim.finish()
         complete += 1
         if complete > 3 * len(faults):
             raise Failure("the run is over before anything can be done to it")
-    recovered(victim.finish())
+    first_update(victim.finish())
     say(f"{victim.scenario.name}: {len(done)} kills, {complete + 1} runs, all as if left in peace")
     return done

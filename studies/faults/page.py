@@ -16,7 +16,7 @@ from greenroom import folder, machine
 OUT = Path(__file__).resolve().parents[2] / "docs" / "results" / "faults"
 
 _FACTS = ("kills", "harms", "mishaps", "soak")
-"""The parts of the suite; one that was not run this time stays as it was found before."""
+"""The parts of the suite; one that was not run this time stays as it was found before, and so does a scenario."""
 
 
 def write(results: dict[str, Any], out: Path, command: str) -> None:
@@ -30,10 +30,9 @@ def write(results: dict[str, Any], out: Path, command: str) -> None:
     path = out / "results.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     gpus = machine.gpu_names()
-    kept = {part: results[part] or before.get(part, []) for part in _FACTS}
-    ran = before.get("ran", {}) | {
-        part: {"command": command, "minutes": results["minutes"]} for part in _FACTS if results[part]
-    }
+    kept = {part: _kept(before.get(part, []), results.get(part, [])) for part in _FACTS}
+    now = {"command": command, "minutes": results["minutes"], "parts": [part for part in _FACTS if results.get(part)]}
+    ran = [*(one for one in before.get("ran", []) if one["command"] != command), now]
     head = {
         "environment": folder.describe_environment() | {"command": command},
         "machine": f"{machine.available_cores()} cores of an {machine.cpu_kind()}, {', '.join(gpus) or 'no GPU'}",
@@ -46,6 +45,21 @@ def write(results: dict[str, Any], out: Path, command: str) -> None:
     parts += [f'"{part}": [\n' + ",\n".join(map(json.dumps, records)) + "\n]" for part, records in kept.items()]
     folder.write_text(path, "{" + ",\n".join(parts) + "}\n")
     folder.write_text(out / "table.md", _page(head | kept))
+
+
+def _kept(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of now in the places of those that they replace, the others as before."""
+    again: dict[tuple[object, ...], list[dict[str, Any]]] = {_what(one): [] for one in (*before, *now)}
+    renewed = {_what(one) for one in now}
+    for one in (*(old for old in before if _what(old) not in renewed), *now):
+        again[_what(one)].append(one)
+    return [one for records in again.values() for one in records]
+
+
+def _what(record: dict[str, Any]) -> tuple[object, ...]:
+    """What a record is of, so that a later one of the same replaces it: a kill's scenario, a harm's fault too."""
+    fault = "" if "at" in record else record.get("fault")
+    return *(record.get(name) for name in ("scenario", "command", "run", "stage", "choice")), fault
 
 
 def _page(found: dict[str, Any]) -> str:
@@ -62,9 +76,7 @@ def _page(found: dict[str, Any]) -> str:
     ]
     failures = found["failures"] or ["none"]
     lines += ["", "Failures: " + "; ".join(failures) + ".", ""]
-    commands = " and ".join(
-        f"`{command}`" for command in dict.fromkeys(one["command"] for one in found["ran"].values())
-    )
+    commands = " and ".join(f"`{command}`" for command in dict.fromkeys(one["command"] for one in found["ran"]))
     lines += [f"Made by {commands}. Machine: {found['machine']}; shared with other work while this was measured."]
     return "\n".join(lines) + "\n"
 
@@ -77,17 +89,25 @@ def _faults(found: dict[str, Any]) -> list[str]:
         for fault in sorted({kill["fault"] for kill in kills}):
             these = [kill for kill in kills if kill["fault"] == fault]
             name = fault + (", `python -m greenroom`" if command else "")
-            ended = ("seconds",) if "a worker" not in fault else ("noticed",)
-            rows.append([name, str(len(these)), *(_times(these, key) for key in (*ended, "gone", "recovered"))])
+            keys = ("seconds", "gone", "recovered") if "a worker" not in fault else ("told", "gone", "recovered")
+            rows.append([name, str(len(these)), _times(these, "noticed"), *(_times(these, key) for key in keys)])
     for fault in dict.fromkeys(harm["fault"] for harm in found["harms"]):
         these = [harm for harm in found["harms"] if harm["fault"] == fault]
-        rows.append([fault, str(len(these)), _times(these, "noticed"), "", ""])
-    head = ["fault", "tried and survived", "s to notice, or to end", "s until no process was left", "s to recover"]
+        rows.append([fault, str(len(these)), _times(these, "noticed"), "", "", ""])
+    head = [
+        "fault",
+        "tried and survived",
+        "s to notice",
+        "s to end, or tell",
+        "s until no process was left",
+        "s to recover",
+    ]
     return [
         *_table(head, rows),
         "",
-        "Seconds are median / largest. To notice: from the kill of a worker to the trainer's message, from a full disk "
-        "to its warning. To end: from a signal to the trainer's last instruction, saved. To recover: from the start of "
+        "Seconds are median / largest. To notice: from the kill of a worker until the trainer knows, from a full disk "
+        "to its warning. To end: from a signal to the trainer's last instruction, saved. To tell: from the kill of a "
+        "worker to the message, which waits for the other workers to be gone. To recover: from the start of "
         "`greenroom resume` to its first new update. Trainers are forks of a process that has imported everything, but "
         "for those marked `python -m greenroom`, whose recovery includes importing.",
     ]

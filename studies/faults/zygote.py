@@ -18,6 +18,9 @@ import threading
 import time
 from typing import Any, NoReturn
 
+NOTICED = "noticed at "
+"""Begins the line, on a trainer's standard error, that says when it noticed that a worker is dead."""
+
 _CAPABILITY_VERSION = 0x20080522
 _MAY_WRITE_ANYWHERE = 1 << 1  # CAP_DAC_OVERRIDE
 
@@ -31,6 +34,7 @@ def main() -> None:
         pid = os.fork()
         if pid == 0:
             _become_trainer(order)
+            _tell_when_noticed()
             _end(sys.modules["greenroom.cli"].main(order["words"]))
         print(json.dumps({"pid": pid}), flush=True)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -45,6 +49,7 @@ def _import() -> None:
         "torch._dynamo",  # torch's optimisers do, seconds later
         "torch.utils.tensorboard",
         "greenroom.cli",
+        "greenroom.envs.crew",
         "greenroom.session",
     ):
         importlib.import_module(name)
@@ -71,6 +76,18 @@ def _become_trainer(order: dict[str, Any]) -> None:
         os.dup2(opened, descriptor)
         os.close(opened)
     _obey_permissions()
+
+
+def _tell_when_noticed() -> None:
+    """A message of a dead worker waits until the others are gone; say, besides, when it was noticed."""
+    crew = sys.modules["greenroom.envs.crew"].Crew
+    notice = crew._death
+
+    def noted(self: Any, worker: int) -> Any:
+        os.write(2, f"{NOTICED}{time.monotonic()}\n".encode())
+        return notice(self, worker)
+
+    crew._death = noted
 
 
 def _obey_permissions() -> None:
