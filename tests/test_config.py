@@ -18,6 +18,7 @@ from greenroom.algorithms.actor_critic import A2CConfig
 from greenroom.algorithms.ppo import PPOConfig
 from greenroom.algorithms.rewards import Discounting
 from greenroom.cli import Train
+from greenroom.commands.options import Start
 from greenroom.config import KINDS, NETWORKS, OPTIMIZERS, RunConfig, dump, load, to_dict
 from greenroom.errors import UserError
 from greenroom.networks import Impala, Mlp
@@ -181,7 +182,8 @@ def test_every_option_has_one_name(algo: str, network: str, optimizer: str) -> N
         algorithm=kind(optimizer=OPTIMIZERS[optimizer]()),
         policy=PolicyConfig(network=NETWORKS[network]()),
     )
-    of_the_command = [field.name for field in dataclasses.fields(Train) if field.name not in ("env", "run")]
+    fields = [*dataclasses.fields(Train), *dataclasses.fields(Start)]
+    of_the_command = [field.name for field in fields if field.name not in ("env", "run", "start")]
     counts = Counter([*leaves(to_dict(config)), *of_the_command])
     assert counts["gamma"] == counts["learning_rate"] == counts["preset"] == 1
     assert [name for name, count in counts.items() if count > 1] == []
