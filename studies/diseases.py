@@ -92,7 +92,7 @@ TABLE = (
         settings={"num_envs": 512, "total_steps": 10_000_000 // 8, "eval_episodes": 512},
     ),
     Patient(env="CartPole-v1", algo="dqn", until=781, ill_at=400, settings={"total_steps": 100_000}, seeds=(1,)),
-    Patient(env="Pendulum-v1", algo="sac", until=450, ill_at=380, patience=60, seeds=(1,)),
+    Patient(env="Pendulum-v1", algo="sac", until=450, ill_at=380, patience=150, seeds=(1,)),
     Patient(env="Acrobot-v1", algo="ppo", until=196, settings={"total_steps": 200_000}, seeds=(1,)),
     Patient(env="Acrobot-v1", algo="a2c", until=1000, settings={"total_steps": 200_000}, seeds=(1,)),
     Patient(env="CartPole-v1", algo="nstep-q", until=600, settings={"total_steps": 300_000}, seeds=(1,)),
