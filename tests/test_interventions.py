@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from greenroom import checkpoint, examination, recovery, session
+from greenroom import checkpoint, examination, recovery, sitting
 from greenroom.budget import Budget
 from greenroom.cli import main
 from greenroom.control import Request
@@ -62,10 +62,10 @@ def during(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Plan], list[An
                     act()
             real(self, line, signals)
 
-        monkeypatch.setattr(session._Session, "_attend", attend)
+        monkeypatch.setattr(sitting.Sitting, "_attend", attend)
         return answers
 
-    real = session._Session._attend
+    real = sitting.Sitting._attend
     yield plan
 
 
@@ -304,7 +304,7 @@ def test_log_lines_wait_for_a_full_disk(
 def test_saving_goes_on_by_itself_when_the_disk_takes_it(
     tmp_path: Path, during: Any, disk: dict[str, bool], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(session, "_UNTRIED", 0.0)
+    monkeypatch.setattr(sitting, "_UNTRIED", 0.0)
     whole = launch(small(), run_dir=tmp_path / "whole", quiet=True)
     capsys.readouterr()
     asked = [Request(verb="checkpoint"), Request(verb="status")]

@@ -16,7 +16,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from greenroom import checkpoint, monitor
+from greenroom import checkpoint, monitor, sitting
 from greenroom.cli import main
 from greenroom.config import RunConfig, dump, load
 from greenroom.envs.device import DEVICE_ENVIRONMENTS
@@ -372,10 +372,9 @@ def test_slow_lowers_the_learning_rate(tmp_path: Path, sick: Any) -> None:
 
 
 def test_pause_waits_for_an_operator(tmp_path: Path, sick: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from greenroom import session
 
     seen: list[int] = []
-    real = session._Session._attend
+    real = sitting.Sitting._attend
 
     def attend(self: Any, *given: Any) -> None:
         if self.paused:
@@ -383,7 +382,7 @@ def test_pause_waits_for_an_operator(tmp_path: Path, sick: Any, monkeypatch: pyt
             self.paused = False
         real(self, *given)
 
-    monkeypatch.setattr(session._Session, "_attend", attend)
+    monkeypatch.setattr(sitting.Sitting, "_attend", attend)
     assert launch(sick("pause"), run_dir=tmp_path / "run", quiet=True).finished
     assert seen == [31]
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from greenroom import archive, checkpoint, examination, session
+from greenroom import archive, checkpoint, examination, session, sitting
 from greenroom.algorithms import AlgorithmConfig
 from greenroom.algorithms.actor_critic import A2CConfig
 from greenroom.algorithms.dqn import DQNConfig
@@ -423,7 +423,7 @@ def test_killed_during_its_last_evaluation_a_run_is_completed_by_resume(
     config = small(sinks=("tensorboard",), log_seconds=1e9)
     whole = launch(config, run_dir=tmp_path / "whole", quiet=True)
     with monkeypatch.context() as patch, pytest.raises(PowerCut):
-        patch.setattr(session._Session, moment, lambda *_: power_cut())
+        patch.setattr(sitting.Sitting, moment, lambda *_: power_cut())
         launch(config, run_dir=tmp_path / "cut", quiet=True)
     continued = resume(tmp_path / "cut", quiet=True)
     assert continued.finished and continued.evaluation is not None
