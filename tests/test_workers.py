@@ -201,6 +201,23 @@ def test_killed_worker_is_noticed_within_a_second(when: str) -> None:
     assert _children() == []
 
 
+def test_a_death_while_nobody_waits_is_told_within_a_second() -> None:
+    told: list[str] = []
+    env = WorkersEnvironment("CartPole-v1", num_envs=4, num_workers=2, alert=told.append)
+    env.reset(0)
+    victim = env._crew._processes[1].pid
+    os.kill(victim, signal.SIGKILL)
+    begin = time.perf_counter()
+    while not told and time.perf_counter() - begin < 10:
+        time.sleep(0.01)
+    assert time.perf_counter() - begin < 1
+    time.sleep(0.6)
+    assert told == ["worker 1 (environments 2 to 3) was killed by signal 9; this is dealt with after the update"]
+    env.close()
+    time.sleep(0.6)
+    assert len(told) == 1  # those that are sent home are no loss
+
+
 def test_failing_factory_brings_its_traceback() -> None:
     with pytest.raises(UserError, match="could not be built: RuntimeError: no licence for the simulator") as caught:
         WorkersEnvironment("gym_envs:broken_factory", num_envs=2, num_workers=2)

@@ -119,6 +119,7 @@ def make_groups(config: RunConfig, device: torch.device, say: Say) -> list[Envir
                     device=device,
                     faults=config.faults,
                     say=say if number == 0 else lambda line: None,
+                    alert=say,
                 )
             )
     except BaseException:

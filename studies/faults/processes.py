@@ -117,9 +117,10 @@ class Trainer:
         for pid in _pids():
             words = _read(pid, "cmdline").split(b"\0")
             if len(words) > 3 and _WORKER in words[2]:
-                given = json.loads(words[3])
-                if given["parent"] == self.pid:
-                    found[pid] = given["worker"]
+                with suppress(ValueError):  # one that is just starting or going has no words yet, or no more
+                    given = json.loads(words[3])
+                    if given["parent"] == self.pid:
+                        found[pid] = given["worker"]
         return {pid: (number, len(found)) for pid, number in found.items()}
 
 

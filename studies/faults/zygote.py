@@ -79,15 +79,15 @@ def _become_trainer(order: dict[str, Any]) -> None:
 
 
 def _tell_when_noticed() -> None:
-    """A message of a dead worker waits until the others are gone; say, besides, when it was noticed."""
-    crew = sys.modules["greenroom.envs.crew"].Crew
-    notice = crew._death
+    """The error of a dead worker waits until the others are gone; say, besides, when it was first noticed."""
+    crew: Any = sys.modules["greenroom.envs.crew"]
+    how = crew._how
 
-    def noted(self: Any, worker: int) -> Any:
+    def noted(code: int) -> Any:
         os.write(2, f"{NOTICED}{time.monotonic()}\n".encode())
-        return notice(self, worker)
+        return how(code)
 
-    crew._death = noted
+    crew._how = noted
 
 
 def _obey_permissions() -> None:

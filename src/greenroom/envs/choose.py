@@ -53,6 +53,7 @@ def make(
     device: torch.device | str = "cpu",
     faults: FaultConfig = BY_DEFAULT,
     say: Callable[[str], None] = print,
+    alert: Callable[[str], None] | None = None,
 ) -> Environment:
     """B environments of one kind, behind the `Environment` protocol.
 
@@ -72,6 +73,7 @@ def make(
         device: Where a device environment lives; other stages live on the CPU.
         faults: What to do about environments that fail; on stages inline and workers. Time limits ask for workers.
         say: Gets one line: which stage, and why.
+        alert: Hears at once of a worker that dies while nobody waits for it, as during a long update.
 
     Raises:
         UserError: Unknown environment, stage or argument, a missing package, or numbers that do not divide.
@@ -85,7 +87,7 @@ def make(
         num_workers = largest_divisor(num_envs, available_cores())
     choice = choose(env, num_envs, stage, num_workers, given)
     _check_faults(faults, choice.stage)
-    environment = _build(env, choice, num_envs, given, device, faults)
+    environment = _build(env, choice, num_envs, given, device, faults, alert)
     say(f"stage: {choice.title} ({choice.reason})")
     return environment
 
@@ -216,6 +218,7 @@ def _build(
     kwargs: dict[str, Any],
     device: torch.device | str,
     faults: FaultConfig,
+    alert: Callable[[str], None] | None,
 ) -> Environment:
     if choice.stage == "inline":
         from greenroom.envs.inline import InlineEnvironment
@@ -224,8 +227,9 @@ def _build(
     if choice.stage == "workers":
         from greenroom.envs.workers import WorkersEnvironment
 
-        workers = choice.num_workers
-        return WorkersEnvironment(env, num_envs=num_envs, num_workers=workers, kwargs=kwargs, faults=faults)
+        return WorkersEnvironment(
+            env, num_envs=num_envs, num_workers=choice.num_workers, kwargs=kwargs, faults=faults, alert=alert
+        )
     if not isinstance(env, str):
         raise UserError(f"a callable cannot run on stage {choice.stage}; use --stage inline, workers or auto")
     if choice.stage == "native":

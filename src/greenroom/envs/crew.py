@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from greenroom.envs.board import Board
@@ -20,6 +20,7 @@ from greenroom.envs.worker import ANSWER, CALL, CLOSE, DONE, FAULT, STEP, Line, 
 from greenroom.errors import EnvironmentFault, UserError
 
 _START_SECONDS = 60.0  # for the interpreter and its imports, on a busy machine
+_GLANCE_SECONDS = 0.25  # between two looks at workers that nobody waits for
 _GOODBYE_SECONDS = 2.0  # for closing environments; then the process is killed
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _BOOT = (
@@ -54,10 +55,25 @@ class Crew:
         board: Set once it exists; tells which environment a silent worker was stepping.
         step_timeout: Seconds that one step of one environment may take; 0: for ever.
         reset_timeout: The same for a reset, and for building one.
+
+    Args:
+        count: Workers.
+        share: Environments of each.
+        spin_seconds: See `wait_readable`.
+        step_timeout: See above.
+        reset_timeout: See above.
+        alert: Hears at once of a worker that dies while nobody waits for it, as during a long update.
     """
 
     def __init__(
-        self, count: int, share: int, spin_seconds: float, *, step_timeout: float, reset_timeout: float
+        self,
+        count: int,
+        share: int,
+        spin_seconds: float,
+        *,
+        step_timeout: float,
+        reset_timeout: float,
+        alert: Callable[[str], None] | None = None,
     ) -> None:
         self.memory = _anonymous_file()
         self.board: Board | None = None
@@ -70,6 +86,7 @@ class Crew:
         self._seen: dict[int, tuple[tuple[int, bool], float]] = {}
         """By pending worker: what it was doing when looked at last, and since when."""
         self._poll = select.poll()
+        self._awaited = self._dismissed = False
         try:
             for worker in range(count):
                 self._hire(worker)
@@ -77,6 +94,19 @@ class Crew:
             self.dismiss()
             raise
         self._worker_of = {line.descriptor: worker for worker, line in enumerate(self._lines)}
+        if alert is not None:
+            threading.Thread(target=self._keep_watch, args=(alert,), name="workers", daemon=True).start()
+
+    def _keep_watch(self, alert: Callable[[str], None]) -> None:
+        """Tell of each death once. What follows from it follows when the worker is next waited for."""
+        told: set[int] = set()
+        while not self._dismissed:
+            time.sleep(_GLANCE_SECONDS)
+            for worker, process in enumerate(tuple(self._processes)):
+                if process.poll() is None or process.pid in told or self._awaited or self._dismissed:
+                    continue
+                told.add(process.pid)
+                alert(f"{self._who(worker)} {_how(process.returncode)}; this is dealt with after the update")
 
     def replace(self, worker: int) -> None:
         """End a worker, whatever it does, and start a new process in its place."""
@@ -151,6 +181,13 @@ class Crew:
     def _wait_for(self, workers: set[int]) -> None:
         limits = [limit for limit in (self.step_timeout, self.reset_timeout) if limit]
         glance = min(min(limits) / 10, 1.0) if limits else None
+        self._awaited = True
+        try:
+            self._take_answers(workers, glance)
+        finally:
+            self._awaited = False
+
+    def _take_answers(self, workers: set[int], glance: float | None) -> None:
         while self._pending & workers:
             ready = wait_readable(self._poll, self._spin, glance)
             if not ready:
@@ -195,6 +232,7 @@ class Crew:
 
     def dismiss(self) -> None:
         """Let every worker close its environments and end; kill those that do not. May be called twice."""
+        self._dismissed = True
         for line in self._lines:
             with contextlib.suppress(OSError):
                 line.tag(CLOSE)
@@ -228,8 +266,7 @@ class Crew:
             code = self._processes[worker].wait(1.0)
         except subprocess.TimeoutExpired:
             return self._lost(worker, f"hung up{self._where(worker)}")
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return self._lost(worker, f"{how}{self._where(worker)}")
+        return self._lost(worker, f"{_how(code)}{self._where(worker)}")
 
     def _lost(self, worker: int, how: str) -> WorkerLost:
         self._pending.discard(worker)
@@ -243,6 +280,11 @@ class Crew:
     def _where(self, worker: int) -> str:
         index, resetting = self._doing(worker)
         return f" while it {'reset' if resetting else 'stepped'} environment {index}" if index >= 0 else ""
+
+
+def _how(code: int) -> str:
+    """What a process's return code says of its end."""
+    return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
 
 def _raise_fault(kind: str, message: str, trace: str, index: int | None, own: str) -> None:

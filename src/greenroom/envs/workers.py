@@ -41,6 +41,7 @@ class WorkersEnvironment:
         num_workers: Processes; divides `num_envs`.
         kwargs: The environment's own arguments.
         faults: What happens when an environment fails, or a worker.
+        alert: Hears at once of a worker that dies while nobody waits for it.
 
     Raises:
         UserError: The environment cannot be built, or the numbers do not divide.
@@ -54,6 +55,7 @@ class WorkersEnvironment:
         num_workers: int,
         kwargs: Mapping[str, Any] | None = None,
         faults: FaultConfig = BY_DEFAULT,
+        alert: Callable[[str], None] | None = None,
     ) -> None:
         _check_division(num_envs, num_workers)
         self.num_envs, self.num_workers, self.device = num_envs, num_workers, torch.device("cpu")
@@ -63,8 +65,14 @@ class WorkersEnvironment:
         self._share, self._faults = num_envs // num_workers, faults
         # With more processes than cores, who spins takes the core from whom it waits for.
         spin = _SPIN_SECONDS if num_workers < available_cores() else 0.0
-        limits = {"step_timeout": faults.step_timeout, "reset_timeout": faults.reset_timeout}
-        self._crew = Crew(num_workers, self._share, spin, **limits)
+        self._crew = Crew(
+            num_workers,
+            self._share,
+            spin,
+            step_timeout=faults.step_timeout,
+            reset_timeout=faults.reset_timeout,
+            alert=alert,
+        )
         self._dismiss = weakref.finalize(self, self._crew.dismiss)
         job, share = _pickled(factory), self._share
         self._jobs = [(job, worker * share, share, spin, faults) for worker in range(num_workers)]
