@@ -83,7 +83,7 @@ def make(
         raise UserError(f"num_envs must be at least 1, not {num_envs}")
     if num_workers is not None and num_workers < 1:
         raise UserError(f"num_workers must be at least 1, not {num_workers}")
-    if num_workers is None and faults.limits != BY_DEFAULT.limits:  # only a worker can be told to stop
+    if num_workers is None and faults.limited:  # only a worker can be told to stop
         num_workers = largest_divisor(num_envs, available_cores())
     choice = choose(env, num_envs, stage, num_workers, given)
     _check_faults(faults, choice.stage)
@@ -99,7 +99,7 @@ def _check_faults(faults: FaultConfig, stage: str) -> None:
             f"stage {stage} steps all environments as one, and one that fails cannot be started anew; "
             "leave out --on-env-error restart"
         )
-    if stage != "workers" and faults.limits != BY_DEFAULT.limits:
+    if stage != "workers" and faults.limited:
         raise UserError(
             f"--step-timeout and --reset-timeout need --stage workers; on stage {stage} nothing could end a step"
         )

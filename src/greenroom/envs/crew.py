@@ -53,15 +53,13 @@ class Crew:
     Attributes:
         memory: File descriptor of the shared file, empty at first.
         board: Set once it exists; tells which environment a silent worker was stepping.
-        step_timeout: Seconds that one step of one environment may take; 0: for ever.
-        reset_timeout: The same for a reset, and for building one.
 
     Args:
         count: Workers.
         share: Environments of each.
         spin_seconds: See `wait_readable`.
-        step_timeout: See above.
-        reset_timeout: See above.
+        step_timeout: Seconds that one step of one environment may take; 0: for ever.
+        reset_timeout: The same for a reset, and for building one.
         alert: Hears at once of a worker that dies while nobody waits for it, as during a long update.
     """
 
@@ -85,7 +83,12 @@ class Crew:
         self._answers: dict[int, Any] = {}
         self._seen: dict[int, tuple[tuple[int, bool], float]] = {}
         """By pending worker: what it was doing when looked at last, and since when."""
+        self._worker_of: dict[int, int] = {}
+        """By the descriptor of its line."""
         self._poll = select.poll()
+        limits = [limit for limit in (step_timeout, reset_timeout) if limit]
+        self._glance = min(min(limits) / 10, 1.0) if limits else None
+        """Seconds between two looks for silence."""
         self._awaited = self._dismissed = False
         try:
             for worker in range(count):
@@ -93,7 +96,6 @@ class Crew:
         except BaseException:
             self.dismiss()
             raise
-        self._worker_of = {line.descriptor: worker for worker, line in enumerate(self._lines)}
         if alert is not None:
             threading.Thread(target=self._keep_watch, args=(alert,), name="workers", daemon=True).start()
 
@@ -112,20 +114,18 @@ class Crew:
         """End a worker, whatever it does, and start a new process in its place."""
         self._processes[worker].kill()
         self._processes[worker].wait()
-        self._poll.unregister(self._lines[worker].descriptor)
-        self._lines[worker].close()
+        gone = self._lines[worker]
+        self._poll.unregister(gone.descriptor)
+        del self._worker_of[gone.descriptor]
+        gone.close()
         self._pending.discard(worker)
         if self.board is not None:
             share = slice(worker * self._share, (worker + 1) * self._share)
             self.board.current[worker, 0], self.board.resetting[share] = -1, False
-        last = len(self._lines) - 1
         self._hire(worker)
-        # It came last, and takes the place of the one before.
-        self._processes[worker], self._lines[worker] = self._processes.pop(), self._lines.pop()
-        assert len(self._lines) == last + 1
-        self._worker_of = {line.descriptor: number for number, line in enumerate(self._lines)}
 
     def _hire(self, worker: int) -> None:
+        """Start a process; it takes the place of the worker of that number, or comes last."""
         ours, theirs = socket.socketpair()
         given = {
             "path": sys.path,
@@ -143,9 +143,10 @@ class Crew:
                 env=os.environ | dict.fromkeys(_THREADS, "1"),
                 process_group=0,  # Ctrl-C in the terminal reaches the parent alone
             )
-        self._processes.append(process)
-        self._lines.append(Line(ours.detach()))
-        self._poll.register(self._lines[-1].descriptor, select.POLLIN)
+        line = Line(ours.detach())
+        self._processes[worker : worker + 1], self._lines[worker : worker + 1] = [process], [line]
+        self._worker_of[line.descriptor] = worker
+        self._poll.register(line.descriptor, select.POLLIN)
 
     def step(self) -> None:
         """Tell every worker to step its environments once."""
@@ -179,17 +180,15 @@ class Crew:
         return answers
 
     def _wait_for(self, workers: set[int]) -> None:
-        limits = [limit for limit in (self.step_timeout, self.reset_timeout) if limit]
-        glance = min(min(limits) / 10, 1.0) if limits else None
         self._awaited = True
         try:
-            self._take_answers(workers, glance)
+            self._take_answers(workers)
         finally:
             self._awaited = False
 
-    def _take_answers(self, workers: set[int], glance: float | None) -> None:
+    def _take_answers(self, workers: set[int]) -> None:
         while self._pending & workers:
-            ready = wait_readable(self._poll, self._spin, glance)
+            ready = wait_readable(self._poll, self._spin, self._glance)
             if not ready:
                 self._look_for_silence(time.monotonic())
             for descriptor, _ in ready:

@@ -49,9 +49,9 @@ class FaultConfig:
         return self.on_env_error == "restart"
 
     @property
-    def limits(self) -> tuple[float, float]:
-        """Of time; other ones than by default call for workers."""
-        return self.step_timeout, self.reset_timeout
+    def limited(self) -> bool:
+        """Whether other time limits than by default were asked for: they call for workers."""
+        return (self.step_timeout, self.reset_timeout) != (BY_DEFAULT.step_timeout, BY_DEFAULT.reset_timeout)
 
 
 BY_DEFAULT = FaultConfig()
@@ -59,18 +59,18 @@ BY_DEFAULT = FaultConfig()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What the process that owns an environment tells of its failure."""
+    """What whoever mended a failure tells of it: the process that owns the environment, or the parent of a lost one."""
 
     index: int
     what: str
     traceback: str
-    seed: int
-    """What the environment was started anew with."""
+    seeds: dict[int, int]
+    """What each environment that was started anew got."""
 
 
 def report_of(error: EnvironmentFault, index: int, seed: int) -> Report:
     """The report of an exception; `seed` is that of the new environment."""
-    return Report(index=index, what=str(error), traceback=traceback_of(error), seed=seed)
+    return Report(index=index, what=str(error), traceback=traceback_of(error), seeds={index: seed})
 
 
 def traceback_of(error: EnvironmentFault) -> str:
@@ -118,9 +118,9 @@ class History:
         self._trail[self._time % len(self._trail)] = self._action
         self._time += 1
 
-    def seeds(self, indices: Iterable[int]) -> list[int]:
-        """With what to start environments anew."""
-        return [next_seed(index if (seed := self._seeds[index]) is None else seed) for index in indices]
+    def seeds(self, indices: Iterable[int]) -> dict[int, int]:
+        """With what to start these environments anew."""
+        return {index: next_seed(index if (seed := self._seeds[index]) is None else seed) for index in indices}
 
     def fault(self, index: int, what: str, trace: str, *, step: int, restarted: tuple[int, ...] = ()) -> Fault:
         """What is to be told of a failure; see `Fault`.

@@ -106,35 +106,23 @@ class BoardTensors:
             self.history.seeded(index, seed)
 
     def restarted(self, report: Report) -> Fault:
-        """Take note that one environment failed in the step that was just taken, and has begun anew.
+        """Take note that something failed in the step that was just taken, and that environments have begun anew.
 
         Raises:
             EnvironmentFault: it was one failure too many.
         """
-        index = report.index
-        step = self.episodes.length_of(index) + 1
-        fault = self.history.fault(index, report.what, report.traceback, step=step, restarted=(index,))
-        self.history.seeded(index, report.seed)
-        return fault
-
-    def replaced(self, lost: EnvironmentFault, indices: Sequence[int], seeds: Sequence[int]) -> Fault:
-        """Take note that a whole worker failed and its environments begin anew, each with its seed.
-
-        Raises:
-            EnvironmentFault: it was one failure too many.
-        """
-        assert lost.index is not None
-        step = self.episodes.length_of(lost.index) + 1
-        fault = self.history.fault(lost.index, str(lost), "", step=step, restarted=tuple(indices))
-        for index, seed in zip(indices, seeds, strict=True):
+        fault = self._fault(report.index, report.what, report.traceback, restarted=tuple(report.seeds))
+        for index, seed in report.seeds.items():
             self.history.seeded(index, seed)
         return fault
 
     def explain(self, error: EnvironmentFault) -> None:
         """Add to the error of an environment that stops the run how it came about, where that is not known yet."""
         if error.fault is None and error.index is not None:
-            step = self.episodes.length_of(error.index) + 1
-            error.fault = self.history.fault(error.index, str(error), traceback_of(error), step=step)
+            error.fault = self._fault(error.index, str(error), traceback_of(error))
+
+    def _fault(self, index: int, what: str, trace: str, restarted: tuple[int, ...] = ()) -> Fault:
+        return self.history.fault(index, what, trace, step=self.episodes.length_of(index) + 1, restarted=restarted)
 
     def obs(self) -> Obs:
         """`[B, ...]`: what to act on next."""

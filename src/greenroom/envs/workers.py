@@ -18,7 +18,7 @@ from torch import Tensor
 from greenroom.envs.board import Board, board_bytes
 from greenroom.envs.crew import Crew, WorkerLost
 from greenroom.envs.factory import Factory, Source
-from greenroom.envs.faults import BY_DEFAULT, FaultConfig
+from greenroom.envs.faults import BY_DEFAULT, FaultConfig, Report
 from greenroom.envs.snapshot import NotSnapshotable
 from greenroom.envs.tensors import BoardTensors, env_seeds, pack_states, spec_of, unpack_states
 from greenroom.errors import EnvironmentFault, Fault, UserError
@@ -210,7 +210,7 @@ class WorkersEnvironment:
             try:
                 self._crew.ask(worker, "build", self._jobs[worker])
                 self._crew.ask(worker, "enter", (self.num_envs, self.num_workers))
-                self._crew.ask(worker, "reset", (seeds,))
+                self._crew.ask(worker, "reset", (list(seeds.values()),))
                 break
             except WorkerLost as another:
                 if another.worker == worker:
@@ -218,9 +218,11 @@ class WorkersEnvironment:
                 else:
                     self._replace(another)
 
-    def _note(self, lost: WorkerLost, indices: range) -> list[int]:
+    def _note(self, lost: WorkerLost, indices: range) -> dict[int, int]:
+        assert lost.index is not None
         seeds = self._tensors.history.seeds(indices)
-        self._mended.append(self._tensors.replaced(lost, indices, seeds))
+        report = Report(index=lost.index, what=str(lost), traceback="", seeds=seeds)
+        self._mended.append(self._tensors.restarted(report))
         return seeds
 
     @contextlib.contextmanager

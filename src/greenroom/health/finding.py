@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -88,10 +89,7 @@ def found(progress: Progress, check: str, severity: Severity, message: str, *, v
 
 def counts(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """How many findings each check has made."""
-    number: dict[str, int] = {}
-    for record in records:
-        number[record["check"]] = number.get(record["check"], 0) + 1
-    return number
+    return dict(Counter(record["check"] for record in records))
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> Table:
