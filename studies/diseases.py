@@ -98,9 +98,8 @@ TABLE = (
         ill_at=400,
         patience=380,
         settings={"total_steps": 100_000},
-        seeds=(1,),
     ),
-    Patient(env="Pendulum-v1", algo="sac", until=450, ill_at=380, patience=150, seeds=(1,)),
+    Patient(env="Pendulum-v1", algo="sac", until=450, ill_at=380, patience=150),
     Patient(env="Acrobot-v1", algo="ppo", until=196, settings={"total_steps": 200_000}, seeds=(1,)),
     Patient(env="Acrobot-v1", algo="a2c", until=1000, settings={"total_steps": 200_000}, seeds=(1,)),
     Patient(env="CartPole-v1", algo="nstep-q", until=600, settings={"total_steps": 300_000}, seeds=(1,)),
@@ -109,7 +108,13 @@ TABLE = (
     Patient(env="Pendulum-v1", algo="td3", until=800, seeds=(1,)),
     Patient(env="InvertedPendulum-v5", algo="ppo", until=40, settings={"total_steps": 100_000}, seeds=(1,)),
     Patient(env="lost-sales", algo="ppo", label="lost-sales ppo, 4096 actors", until=40, seeds=(1,)),
-    Patient(env="ALE/Pong-v5", algo="ppo", until=12, seeds=(1,)),
+    Patient(
+        env="ALE/Pong-v5",
+        algo="ppo",
+        until=60,
+        settings={"monitor": dataclasses.replace(SETTINGS, look_every=1)},  # the default, every 19th update, makes too few looks
+        seeds=(1,),
+    ),
 )
 
 

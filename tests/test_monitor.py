@@ -40,6 +40,7 @@ HEALTHY = {
     "grad_norm": 1.0,
     "explained_variance": 0.5,
     "approx_kl": 0.01,
+    "learning_rate": 1e-4,
 }
 
 
@@ -55,6 +56,7 @@ def subject(**changes: Any) -> Subject:
         "total_steps": 100_000,
         "lag": 0,
         "gamma": 0.9,
+        "learning_rate": 2e-4,
         "reward_scale": lambda: 1.0,
     }
     return Subject(**facts | changes)
@@ -119,6 +121,7 @@ ILLNESSES: list[tuple[str, Check, dict[str, Any], str]] = [
     ("non_finite", learning.NonFinite().build(subject()), {"obs": torch.full((T + 1, B, 3), math.inf)}, "observation"),
     ("gradient_explosion", learning.GradientExplosion().build(subject()), {"grad_norm": 150.0}, "is 150; normal was 1"),
     ("kl_spike", learning.KlSpike().build(subject()), {"approx_kl": 1.0}, "is 1; normal was 0.01"),
+    ("rate_leap", learning.RateLeap().build(subject()), {"learning_rate": 0.01}, "is 0.01; normal was 0.0001"),
     ("entropy_collapse", learning.EntropyCollapse().build(subject()), {"entropy": 0.01}, "0.6 at first"),
     (
         "value_reach",
@@ -164,6 +167,14 @@ def test_slow_drift_is_seen_beside_the_frozen_baseline() -> None:
     first = next(finding for finding in said if finding is not None)
     assert first.value < 100 * norms[first.updates - 17], "no leap beside the rolling one"
     assert first.value > first.limit >= 1000
+
+
+def test_a_schedule_may_do_with_the_learning_rate_what_it_likes() -> None:
+    check = learning.RateLeap().build(subject(learning_rate=2e-4))
+    warm_up = [2e-4 * min(1.0, n / 500) for n in range(1, 600)]
+    annealed_and_rolled_back = [2e-4 * (1.0 - n / 100) for n in range(99)] + [2e-4]
+    for n, rate in enumerate([*warm_up, *annealed_and_rolled_back], start=1):
+        assert check(news(n, learning_rate=rate)) is None
 
 
 def test_entropy_may_fall_late_and_continuous_entropy_may_be_negative() -> None:
@@ -538,7 +549,7 @@ def test_what_makes_no_sense_is_refused(
 def test_every_action_is_an_option_and_the_config_comes_back(tmp_path: Path) -> None:
     assert load(dump(own("a:b=stop", constraint=("cost=1",))), "text").monitor.check == ("a:b=stop",)
     names = {one.name for one in HealthConfig(constraint=("cost=1",)).watch(subject())}
-    assert len(names) == 14
+    assert len(names) == 15
     words = [word for name in sorted(names) for word in (f"--on-{name.replace('_', '-')}", "record")]
     short = ["--total-steps", "2048", "--num-envs", "8", "--eval-episodes", "2", "--no-health", "--quiet"]
     assert main(["train", "cartpole", *short, *words, "--run-dir", str(tmp_path / "run")]) == 0

@@ -244,6 +244,7 @@ def _subject(run: Run) -> Subject:
         total_steps=config.total_steps,
         lag=config.lag if config.collect == "overlap" else 0,
         gamma=_leaf(config.algorithm, "gamma"),
+        learning_rate=_leaf(config.algorithm, "learning_rate"),
         reward_scale=lambda: _reward_scale(run),
     )
 

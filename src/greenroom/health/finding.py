@@ -70,6 +70,8 @@ class Subject:
     """How many updates the acting weights may be behind."""
     gamma: float | None
     """The discount; None where the algorithm's config has none."""
+    learning_rate: float | None
+    """The configured one, before any schedule; None where the algorithm's config has none."""
     reward_scale: Callable[[], float]
     """What the learner multiplies rewards with now."""
 

@@ -161,6 +161,30 @@ class KlSpike:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RateLeap:
+    """The learning rate itself, far above what the run was told: a slip in `greenroom set`, or in a schedule."""
+
+    on_rate_leap: Action = "warn"
+    """The learning rate leaps."""
+    rate_leap: float = 10.0
+    """So many times its median of the last 32 looks, or of the first ones, is too much, if above the configured one."""
+
+    def build(self, subject: Subject) -> Check:
+        """The check."""
+        return Above(
+            name="rate_leap",
+            severity="warning",
+            read=lambda progress: metric(progress, "learning_rate"),
+            label="learning rate",
+            advice="If nobody meant that, set it back (greenroom set RUN lr=…) and roll back",
+            leap=self.rate_leap,
+            drift=self.rate_leap,
+            floor=subject.learning_rate or 0.0,  # schedules, and rollbacks along them, stay below
+            memory={},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EntropyCollapse:
     """The policy stops exploring before its time."""
 

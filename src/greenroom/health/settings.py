@@ -21,6 +21,7 @@ from greenroom.health.learning import (
     KlSpike,
     NonFinite,
     PolicyLag,
+    RateLeap,
     ThroughputDrop,
     ValueReach,
 )
@@ -79,6 +80,8 @@ class HealthConfig:
     """Too large gradients."""
     kl_spike: KlSpike = field(default_factory=KlSpike)
     """Too large updates."""
+    rate_leap: RateLeap = field(default_factory=RateLeap)
+    """A slipped learning rate."""
     entropy_collapse: EntropyCollapse = field(default_factory=EntropyCollapse)
     """Too little exploration."""
     value_reach: ValueReach = field(default_factory=ValueReach)
