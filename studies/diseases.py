@@ -112,7 +112,9 @@ TABLE = (
         env="ALE/Pong-v5",
         algo="ppo",
         until=60,
-        settings={"monitor": dataclasses.replace(SETTINGS, look_every=1)},  # the default, every 19th update, makes too few looks
+        settings={
+            "monitor": dataclasses.replace(SETTINGS, look_every=1)
+        },  # the default, every 19th update, makes too few looks
         seeds=(1,),
     ),
 )

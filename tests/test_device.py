@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 
+from greenroom import seeding
 from greenroom.envs.base import Snapshotable
 from greenroom.envs.device import DEVICE_ENVIRONMENTS, DeviceEnvironment, make_device
+from greenroom.envs.faults import FaultConfig
 from greenroom.envs.lost_sales import LostSales
 from greenroom.envs.model import State, Transition
 from greenroom.errors import EnvironmentFault, UserError
@@ -46,6 +51,30 @@ class Countdown:
 
     def observe(self, state: State) -> Tensor:
         return state["count"][:, None].float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaky(Countdown):
+    """A countdown in which a row breaks in the state below a count of 1, as `wrong` says."""
+
+    wrong: str = "observation"
+
+    def step(self, state: State, action: Tensor, generator: torch.Generator) -> Transition:
+        if self.wrong == "raise":
+            raise ValueError("no such order")
+        transition = super().step(state, action, generator)
+        numbers = transition.reward
+        if self.wrong == "shape":
+            return dataclasses.replace(transition, reward=numbers[:, None])
+        if self.wrong == "reward":
+            numbers = torch.where(numbers < 1, torch.inf, numbers)
+        return dataclasses.replace(transition, reward=numbers)
+
+    def observe(self, state: State) -> Tensor:
+        obs = super().observe(state)
+        if self.wrong == "first":
+            return torch.where(obs == 6, torch.nan, obs)
+        return torch.where(obs < 1, torch.nan, obs) if self.wrong == "observation" else obs
 
 
 def actions_for(stage: DeviceEnvironment, generator: torch.Generator) -> Tensor:
@@ -278,6 +307,100 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
         make_device("probe-action", 2, {"mean": 3.0})
     with pytest.raises(UserError, match="num_envs must be at least 1"):
         make_device("lost-sales", 0)
+
+
+def descend(model: Countdown, limit: int = 100, *, restart: bool = True) -> Iterator[Step]:
+    """Steps of 8 countdowns that each go down by one, or by two: those of odd number."""
+    how = FaultConfig(on_env_error="restart" if restart else "stop", max_env_restarts=limit)
+    stage = DeviceEnvironment(model, 8, faults=how)
+    stage.reset(3)
+    while True:
+        stage.send(torch.arange(8) % 2 + 1)
+        step = stage.recv()
+        yield step
+
+
+@pytest.mark.parametrize(("wrong", "words"), [("observation", "the observation holds"), ("reward", "the reward holds")])
+def test_a_row_of_no_numbers_is_named_with_what_led_to_it(wrong: str, words: str) -> None:
+    with pytest.raises(EnvironmentFault, match=words) as caught:
+        list(descend(Leaky(wrong=wrong), restart=False))
+    fault = caught.value.fault
+    assert fault is not None and caught.value.index == fault.index
+    count = int(torch.randint(3, 7, (8,), generator=_resets(3))[fault.index])
+    by = fault.index % 2 + 1
+    assert fault.step == fault.steps == -(-count // by), "the step that takes this row below 1"
+    assert f"environment {fault.index}, step {fault.step}: " in fault.what
+    assert f"the action {by} in the state {{'count': {count - by * (fault.step - 1)}," in fault.what
+    assert (fault.seed, fault.episode, fault.actions, fault.restarted) == (3, 0, (), ())
+
+
+def _resets(seed: int) -> torch.Generator:
+    return seeding.generator(seed, "environment", "resets")
+
+
+@pytest.mark.parametrize("wrong", ["observation", "reward"])
+@pytest.mark.parametrize("terminates", [True, False])
+def test_a_row_of_no_numbers_is_started_anew_if_asked(wrong: str, terminates: bool) -> None:
+    model = Leaky(wrong=wrong, terminates=terminates, claims_to_end=terminates)
+    failed, before = 0, torch.full((8,), torch.nan)
+    for step in itertools.islice(descend(model, 10**6), 60):
+        assert isinstance(step.obs, Tensor) and isinstance(step.final_obs, Tensor)
+        lost = torch.zeros(8, dtype=torch.bool)
+        for fault in step.faults:
+            assert fault.restarted == (fault.index,)
+            lost[fault.index] = True
+        failed += int(lost.sum())
+        assert torch.equal(lost, before - torch.arange(8) % 2 - 1 < 1), "those that went below 1"
+        assert torch.equal(step.truncated, lost) and not step.terminated.any()
+        assert torch.equal(step.reward == 0, lost) and torch.equal(step.signals["noise"] == 0, lost)
+        assert step.reward.isfinite().all() and step.obs.isfinite().all() and step.final_obs.isfinite().all()
+        assert (step.obs[lost, 0] >= 3).all(), "a new episode"
+        assert len(step.final_obs) == lost.sum() and not len(step.episodes.index)
+        before = step.obs[:, 0]
+    assert failed > 60
+
+
+def test_rows_beside_a_failed_one_never_notice() -> None:
+    class Broken(LostSales):
+        def step(self, state: State, action: Tensor, generator: torch.Generator) -> Transition:
+            transition = super().step(state, action, generator)
+            reward = transition.reward.clone()
+            reward[1] = torch.where(reward[1] < -20, torch.nan, reward[1])
+            return dataclasses.replace(transition, reward=reward)
+
+    sound = DeviceEnvironment(LostSales(horizon=0), 4)
+    broken = DeviceEnvironment(Broken(horizon=0), 4, faults=FaultConfig(on_env_error="restart", max_env_restarts=10**6))
+    others, faults = torch.tensor([0, 2, 3]), 0
+    for stage in (sound, broken):
+        stage.reset(5)
+    for one, other in zip(roll(sound, 200, 1), roll(broken, 200, 1), strict=True):
+        assert isinstance(one.obs, Tensor) and isinstance(other.obs, Tensor)
+        assert torch.equal(one.obs[others], other.obs[others]) and torch.equal(one.reward[others], other.reward[others])
+        assert {fault.index for fault in other.faults} <= {1}
+        faults += len(other.faults)
+    assert faults > 3
+
+
+def test_failures_are_limited_and_everything_else_ends_the_run() -> None:
+    with pytest.raises(EnvironmentFault, match="failure number 6 of this sitting, max_env_restarts is 5"):
+        list(descend(Leaky(), limit=5))
+    with pytest.raises(EnvironmentFault, match="countdown: a step raised ValueError: no such order") as caught:
+        list(descend(Leaky(wrong="raise")))
+    assert isinstance(caught.value.__cause__, ValueError)
+    with pytest.raises(EnvironmentFault, match=r"countdown: the reward has shape \[8, 1\], not \[8\]"):
+        list(descend(Leaky(wrong="shape")))
+    with pytest.raises(EnvironmentFault, match="the first observation of an episode holds NaN or infinity"):
+        list(descend(Leaky(wrong="first")))
+
+
+def test_huge_numbers_are_numbers() -> None:
+    class Huge(LostSales):
+        def observe(self, state: State) -> Tensor:
+            return super().observe(state) * 1e30
+
+    stage = DeviceEnvironment(Huge(), 4)
+    stage.reset(0)
+    assert all(not step.faults for step in roll(stage, 10, 0))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")

@@ -23,8 +23,11 @@ from greenroom.algorithms.ppo import PPOConfig
 from greenroom.cli import main
 from greenroom.config import RunConfig
 from greenroom.envs import make
+from greenroom.envs.device import DEVICE_ENVIRONMENTS
 from greenroom.envs.faults import FaultConfig, next_seed
 from greenroom.envs.inline import InlineEnvironment
+from greenroom.envs.lost_sales import LostSales
+from greenroom.envs.model import State, Transition
 from greenroom.envs.workers import WorkersEnvironment
 from greenroom.errors import EnvironmentFault, ExitCode, UserError
 from greenroom.evaluation import evaluate
@@ -235,9 +238,8 @@ def test_bounds_are_checked_unless_told_not_to() -> None:
 
 
 def test_stages_refuse_what_they_cannot_do() -> None:
-    for env in ("lost-sales", "ALE/Pong-v5"):
-        with pytest.raises(UserError, match="leave out --on-env-error restart"):
-            make(env, num_envs=2, faults=RESTART, say=lambda line: None)
+    with pytest.raises(UserError, match=r"no failures of single games.*leave out --on-env-error restart"):
+        make("ALE/Pong-v5", num_envs=2, faults=RESTART, say=lambda line: None)
     limited = FaultConfig(step_timeout=5.0)
     with pytest.raises(UserError, match="need --stage workers; on stage inline nothing could end a step"):
         make("CartPole-v1", num_envs=2, stage="inline", faults=limited)
@@ -368,6 +370,56 @@ def test_the_command_line_tells_and_reproduces(
     assert main(["reproduce", "other.json"]) == ExitCode.ERROR
     assert "does not tell of a failure" in capsys.readouterr().err
     assert main(["reproduce", "run/faults"]) == ExitCode.ERROR
+
+
+class Spoiled(LostSales):
+    """Now and then a reward is NaN: where a period costs just 24."""
+
+    def step(self, state: State, action: torch.Tensor, generator: torch.Generator) -> Transition:
+        transition = super().step(state, action, generator)
+        return dataclasses.replace(
+            transition, reward=torch.where(transition.reward == -24, torch.nan, transition.reward)
+        )
+
+
+@pytest.fixture
+def spoiled(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setitem(DEVICE_ENVIRONMENTS, "spoiled", Spoiled)
+    return {"env": "spoiled", "env_kwargs": {"horizon": 20}, "stage": "auto", "num_envs": 16}
+
+
+def test_tensors_with_failures_are_learned_from_and_resume_bit_for_bit(
+    spoiled: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = flaky_run(**spoiled, faults=dataclasses.replace(RESTART, max_env_restarts=10**6))
+    whole = launch(config, run_dir=tmp_path / "whole", quiet=True)
+
+    def cut_short(run: Run) -> Iterator[Progress]:
+        yield from itertools.islice(train(run), 5)
+        raise PowerCut
+
+    monkeypatch.setattr(session, "train", cut_short)
+    with pytest.raises(PowerCut):
+        launch(config, run_dir=tmp_path / "halves", quiet=True)
+    monkeypatch.setattr(session, "train", train)
+    halves = resume(tmp_path / "halves", quiet=True)
+    records, resumed = (lines(outcome.folder.metrics) for outcome in (whole, halves))
+    assert records[-1]["env_restarts"] > 1
+    assert without_clock(records) == without_clock(resumed)
+    assert_equal(final_state(whole)["run"], final_state(halves)["run"])
+
+
+def test_a_failure_of_tensors_is_told_and_cannot_be_done_again(
+    spoiled: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "spoiled", "--num-envs", "16", "--run-dir", "run", "--quiet"]) == ExitCode.ERROR
+    told = capsys.readouterr().err
+    assert "the reward holds NaN or infinity; it was given the action" in told
+    assert "on file as run/faults/0001.json" in told and "greenroom reproduce" not in told
+    assert main(["reproduce", "run/faults/0001.json"]) == ExitCode.ERROR
+    refused = capsys.readouterr().err
+    assert "kept no actions" in refused and "the reward holds NaN or infinity" in refused
 
 
 def test_numbers_that_json_does_not_know_survive(tmp_path: Path) -> None:

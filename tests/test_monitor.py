@@ -115,10 +115,26 @@ def tell(check: Any, progress: Progress) -> Finding | None:
     return result
 
 
+def nan_at(t: int, index: int) -> torch.Tensor:
+    reward = torch.ones(T, B)
+    reward[t, index] = math.nan
+    return reward
+
+
 ILLNESSES: list[tuple[str, Check, dict[str, Any], str]] = [
     ("non_finite", learning.NonFinite().build(subject()), {"policy_loss": math.nan}, "the metric policy_loss"),
-    ("non_finite", learning.NonFinite().build(subject()), {"reward": torch.full((T, B), math.nan)}, "a reward"),
-    ("non_finite", learning.NonFinite().build(subject()), {"obs": torch.full((T + 1, B, 3), math.inf)}, "observation"),
+    (
+        "non_finite",
+        learning.NonFinite().build(subject()),
+        {"reward": nan_at(2, 5)},
+        "a reward (environment 5, time step 2 of",
+    ),
+    (
+        "non_finite",
+        learning.NonFinite().build(subject()),
+        {"obs": torch.full((T + 1, B, 3), math.inf)},
+        "observation (environment 0,",
+    ),
     ("gradient_explosion", learning.GradientExplosion().build(subject()), {"grad_norm": 150.0}, "is 150; normal was 1"),
     ("kl_spike", learning.KlSpike().build(subject()), {"approx_kl": 1.0}, "is 1; normal was 0.01"),
     ("rate_leap", learning.RateLeap().build(subject()), {"learning_rate": 0.01}, "is 0.01; normal was 0.0001"),
@@ -430,8 +446,9 @@ def test_a_run_that_gets_no_better_is_stopped(tmp_path: Path, sick: Any) -> None
     assert factors == [0.5, 0.25]
 
 
-def test_nan_rewards_are_rolled_back_from(tmp_path: Path, sick: Any) -> None:
+def test_nan_rewards_are_rolled_back_from(tmp_path: Path, sick: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """By default they end the run as diverged; what was found is kept in both cases."""
+    monkeypatch.setattr("greenroom.envs.device.finite", lambda *parts: True)  # as on a GPU: the stage does not look
     with pytest.raises(UserError, match="diverged"):
         launch(sick(by=math.nan), run_dir=tmp_path / "run", quiet=True)
     assert next(one["check"] for one in lines(tmp_path / "run" / "findings.jsonl")) == "non_finite"

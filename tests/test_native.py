@@ -18,9 +18,10 @@ from torch import Tensor
 from greenroom.envs.ale import AleConfig, AleEnvironment, rom_of
 from greenroom.envs.base import Environment
 from greenroom.envs.check import RandomActor, check_environment
+from greenroom.envs.faults import FaultConfig
 from greenroom.envs.native import make_native, native_for
 from greenroom.envs.tensors import env_seeds
-from greenroom.errors import UserError
+from greenroom.errors import EnvironmentFault, UserError
 from greenroom.spec import ArraySpec, Bounded, Discrete
 from greenroom.types import Obs, Step
 
@@ -466,6 +467,58 @@ def test_envpool_resets_in_the_same_step() -> None:
             obs = step.obs
         assert falls > 3
         assert limits > 3
+
+
+class Spoiling:
+    """An EnvPool that answers, the third time, with NaN for its environment number 1."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool, self._answers = pool, 0
+
+    def recv(self) -> Any:
+        obs, *rest = self._pool.recv()
+        self._answers += 1
+        obs = np.array(obs)
+        if self._answers == 3:
+            obs[1, 2] = np.nan
+        return obs, *rest
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_envpool_starts_anew_what_answers_with_nan(restart: bool) -> None:
+    pytest.importorskip("envpool")
+    told = FaultConfig(on_env_error="restart" if restart else "stop")
+    action = torch.ones(3, dtype=torch.int64)
+    with (
+        closing(make_native("envpool:CartPole-v1", 3, 1, {})) as sound,
+        closing(make_native("envpool:CartPole-v1", 3, 1, {}, told)) as env,
+    ):
+        for one in (sound, env):
+            one.reset(4)
+        vars(env)["_pool"] = Spoiling(vars(env)["_pool"])
+        for t in range(1, 9):
+            for one in (sound, env):
+                one.send(action)
+            expected = sound.recv()
+            if t == 3 and not restart:
+                with pytest.raises(EnvironmentFault, match="environment 1, step 3: the observation holds NaN"):
+                    env.recv()
+                return
+            step = env.recv()
+            assert isinstance(step.obs, Tensor) and isinstance(step.final_obs, Tensor)
+            assert isinstance(expected.obs, Tensor)
+            assert torch.equal(step.obs[::2], expected.obs[::2]), "the others never notice"
+            assert [fault.index for fault in step.faults] == [1] * (t == 3)
+            if t == 3:
+                assert step.truncated.tolist() == [False, True, False] and step.reward.tolist() == [1, 0, 1]
+                assert (step.obs[1].abs() <= 0.05).all() and torch.equal(step.final_obs, step.obs[1:2])
+                assert not len(step.episodes.index)
+            elif t > 3:  # one action more than a fresh start, each time
+                assert 0.19 * (t - 3) - 0.1 < step.obs[1, 1] < 0.2 * (t - 3) + 0.1
+                assert not step.truncated.any()
 
 
 def test_envpool_repeats_and_restarts() -> None:

@@ -32,7 +32,10 @@ class Fault:
     steps: int
     """Steps since then, the failed one included."""
     actions: tuple[Any, ...]
-    """The last of these, as the policy chose them, oldest first; all of them if there are as many as `steps`."""
+    """The last of these, as the policy chose them, oldest first; all of them if there are as many as `steps`.
+
+    None from stages that step all environments as one.
+    """
     restarted: tuple[int, ...]
     """The environments that were started anew because of it; none if it stopped the run."""
 
@@ -51,11 +54,10 @@ class EnvironmentFault(UserError):
         fault: how it came about, where the stage can tell.
     """
 
-    def __init__(self, message: str, *, index: int | None = None) -> None:
+    def __init__(self, message: str, *, index: int | None = None, fault: Fault | None = None) -> None:
         super().__init__(message)
-        self.index = index
+        self.index, self.fault = index, fault
         self.own_traceback: str | None = None
-        self.fault: Fault | None = None
 
 
 class DiskError(UserError):

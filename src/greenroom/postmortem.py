@@ -67,6 +67,8 @@ class Postmortems:
             return f"; its history could not be written to {folder}: {problem.strerror or problem}"
         seed = "restored from a checkpoint" if fault.seed is None else f"seed {fault.seed}"
         where = f"step {fault.step} of its episode {fault.episode + 1} since {seed}"
+        if fault.steps and not fault.actions:
+            return f" ({where}); on file as {path}"
         return f" ({where}); make it happen again with: greenroom reproduce {path}"
 
 
@@ -108,6 +110,11 @@ def reproduce(path: str | Path) -> Reproduction:
     """
     told = _read(Path(path))
     actions, index, seed = told["actions"], told["index"], told["seed"]
+    if told["steps"] and not actions:
+        raise UserError(
+            f"{path}: its stage stepped all environments as one and kept no actions, so this cannot be done again. "
+            f"All that is known: {told['what']}"
+        )
     exact = seed is not None and len(actions) == told["steps"]
     if not exact:
         actions = actions[-told["step"] :] if told["step"] else []

@@ -71,7 +71,7 @@ def make(
             cores and as divide `num_envs`. A number given with `auto` asks for workers where there is no faster stage.
         kwargs: The environment's own arguments.
         device: Where a device environment lives; other stages live on the CPU.
-        faults: What to do about environments that fail; on stages inline and workers. Time limits ask for workers.
+        faults: What to do about environments that fail. Time limits ask for workers.
         say: Gets one line: which stage, and why.
         alert: Hears at once of a worker that dies while nobody waits for it, as during a long update.
 
@@ -94,11 +94,6 @@ def make(
 
 def _check_faults(faults: FaultConfig, stage: str) -> None:
     """Refuse what a stage cannot do for environments that fail."""
-    if faults.restarts and stage in ("native", "device"):
-        raise UserError(
-            f"stage {stage} steps all environments as one, and one that fails cannot be started anew; "
-            "leave out --on-env-error restart"
-        )
     if stage != "workers" and faults.limited:
         raise UserError(
             f"--step-timeout and --reset-timeout need --stage workers; on stage {stage} nothing could end a step"
@@ -235,10 +230,10 @@ def _build(
     if choice.stage == "native":
         from greenroom.envs.native import make_native
 
-        return make_native(env, num_envs, choice.num_workers, kwargs)
+        return make_native(env, num_envs, choice.num_workers, kwargs, faults)
     from greenroom.envs.device import make_device
 
-    return make_device(env, num_envs, kwargs, device)
+    return make_device(env, num_envs, kwargs, device, faults)
 
 
 def _time(seconds: float) -> str:

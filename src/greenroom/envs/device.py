@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import reprlib
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -16,12 +17,14 @@ from torch import Tensor
 from greenroom import seeding
 from greenroom.envs.base import EpisodeTracker
 from greenroom.envs.cartpole import CartPole
+from greenroom.envs.faults import BY_DEFAULT, FaultConfig
 from greenroom.envs.lost_sales import LostSales
-from greenroom.envs.model import Model, State
+from greenroom.envs.model import Model, State, Transition
 from greenroom.envs.probes import PROBES
-from greenroom.errors import EnvironmentFault, UserError, nearest
+from greenroom.envs.rows import Rows, answer_of, broken, finite
+from greenroom.errors import EnvironmentFault, Fault, UserError, nearest
 from greenroom.spec import Bounded, MultiDiscrete
-from greenroom.types import Obs, Step, map_obs
+from greenroom.types import Obs, Step, map_obs, restart
 
 
 class DeviceEnvironment:
@@ -31,7 +34,9 @@ class DeviceEnvironment:
     and on the time step alone, so two policies under one seed can be compared pair by pair.
     """
 
-    def __init__(self, model: Model, num_envs: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, model: Model, num_envs: int, device: torch.device | str = "cpu", faults: FaultConfig = BY_DEFAULT
+    ) -> None:
         if num_envs < 1:
             raise UserError(f"num_envs must be at least 1, not {num_envs}")
         self.model = model
@@ -45,6 +50,9 @@ class DeviceEnvironment:
         self._dynamics, self._resets = torch.Generator(self.device), torch.Generator(self.device)
         self._state: State = {}
         self._action: Tensor | None = None
+        self._rows = Rows(num_envs, faults)
+        # Elsewhere than on the CPU every look is a wait for the device; who wants restarts wants it to be paid.
+        self._looks = self.device.type == "cpu" or faults.restarts
 
     @property
     def can_snapshot(self) -> bool:
@@ -65,7 +73,8 @@ class DeviceEnvironment:
         self._action = None
         self._age.zero_()
         self._tracker.reset()
-        return self.model.observe(self._state)
+        self._rows.started(seed)
+        return self._first_obs()
 
     def send(self, action: Tensor) -> None:
         """Hand over one action per environment; the step itself is computed in `recv`."""
@@ -78,27 +87,39 @@ class DeviceEnvironment:
 
     @torch.no_grad()
     def recv(self) -> Step:
-        """Compute the step for the last `send`."""
+        """Compute the step for the last `send`.
+
+        Raises:
+            EnvironmentFault: the model raised or broke its contract, or a row holds NaN or infinity.
+        """
         if self._action is None:
             raise RuntimeError("recv without send: hand over an action first")
-        transition = self.model.step(self._state, self._action, self._dynamics)
-        if (transition.terminated is None) == self.model.terminates:
-            raise EnvironmentFault(
-                f"{self.spec.name}: Transition.terminated must be None exactly when the model's `terminates` is False"
-            )
-        self._state, self._action = transition.state, None
+        transition, obs = self._advance(self._action)
         self._age += 1
+        self._rows.stepped()
         truncated = self._age == self.model.horizon
+        faults: tuple[Fault, ...] = ()
+        lost: Tensor | None = None
+        if self._looks and not finite(obs, transition.reward):
+            answer = answer_of(obs, transition.reward, transition.signals)
+            if (lost := broken(answer)) is not None:
+                step_of, beside = (lambda index: int(self._age[index])), self._beside(self._action)
+                faults = self._rows.take(lost, answer, step_of=step_of, beside=beside)
+                transition = self._mended(transition, lost)
+                obs = self.model.observe(transition.state)
+                truncated = truncated | lost.to(truncated.device)
+        self._state, self._action = transition.state, None
         terminated = self._nowhere if transition.terminated is None else transition.terminated
         ended = truncated if transition.terminated is None else truncated | terminated
         some_ended = bool(ended.any())
-        episodes = self._tracker.update(transition.reward, ended, transition.signals)
-        obs = self.model.observe(self._state)
+        finished = ended if lost is None else ended & ~lost.to(ended.device)
+        episodes = self._tracker.update(transition.reward, finished, transition.signals)
+        self._tracker.forget([index for fault in faults for index in fault.restarted])
         final_obs = map_obs(lambda part: part[:0], obs)
         if some_ended:
             final_obs = map_obs(lambda part: part[ended.to(self.device)], obs)
-            self._restart(ended)
-            obs = self.model.observe(self._state)
+            obs = self._restart(ended)
+            self._rows.finished(episodes.index)
         return Step(
             obs=obs,
             reward=transition.reward,
@@ -107,17 +128,63 @@ class DeviceEnvironment:
             final_obs=final_obs,
             episodes=dataclasses.replace(episodes, index=episodes.index.to(self.device)),
             signals=transition.signals,
+            faults=faults,
         )
 
-    def _restart(self, ended: Tensor) -> None:
+    def _advance(self, action: Tensor) -> tuple[Transition, Obs]:
+        """One step of the model, and what is seen then."""
+        name = self.spec.name
+        try:
+            transition = self.model.step(self._state, action, self._dynamics)
+            obs = self.model.observe(transition.state)
+        except Exception as error:
+            raise EnvironmentFault(f"{name}: a step raised {type(error).__name__}: {error}") from error
+        if (transition.terminated is None) == self.model.terminates:
+            raise EnvironmentFault(
+                f"{name}: Transition.terminated must be None exactly when the model's `terminates` is False"
+            )
+        numbers = {"the reward": transition.reward, "terminated": transition.terminated, **transition.signals}
+        for what, part in numbers.items():
+            if part is not None and part.shape != (self.num_envs,):
+                raise EnvironmentFault(f"{name}: {what} has shape {list(part.shape)}, not [{self.num_envs}]")
+        return transition, obs
+
+    def _beside(self, action: Tensor) -> Callable[[int], str]:
+        """What explains a row: a model keeps nothing, so all comes from its state, the action and chance."""
+        before = self._state
+
+        def beside(index: int) -> str:
+            state = {name: part[index].tolist() for name, part in before.items()}
+            return f"it was given the action {action[index].tolist()} in the state {reprlib.repr(state)}"
+
+        return beside
+
+    def _mended(self, transition: Transition, lost: Tensor) -> Transition:
+        """`transition` with nothing left of the steps of the rows `lost`, bool `[B]`, but that they were taken."""
+        fresh = self.model.initial(self.num_envs, self._resets, self.device)
+        return dataclasses.replace(
+            transition,
+            state=restart(transition.state, fresh, lost),
+            reward=transition.reward.masked_fill(lost, 0.0),
+            terminated=None if transition.terminated is None else transition.terminated & ~lost,
+            signals={name: part.masked_fill(lost, 0.0) for name, part in transition.signals.items()},
+        )
+
+    def _first_obs(self) -> Obs:
+        """What is seen now, just after some have begun new episodes; begun once more they would be no better."""
+        obs = self.model.observe(self._state)
+        if self._looks and not finite(obs) and (rows := broken(answer_of(obs))) is not None:
+            index = int(rows.nonzero()[0])
+            what = f"environment {index}: the first observation of an episode holds NaN or infinity"
+            raise EnvironmentFault(what, index=index)
+        return obs
+
+    def _restart(self, ended: Tensor) -> Obs:
         """Begin new episodes where `ended`; as many draws as for all B, so that chance does not depend on who ended."""
         self._age[ended] = 0
-        here = ended.to(self.device)
         fresh = self.model.initial(self.num_envs, self._resets, self.device)
-        self._state = {
-            name: torch.where(here.view(-1, *[1] * (part.ndim - 1)), fresh[name], part)
-            for name, part in self._state.items()
-        }
+        self._state = restart(self._state, fresh, ended.to(self.device))
+        return self._first_obs()
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -148,6 +215,7 @@ class DeviceEnvironment:
         self._dynamics.set_state(dynamics.cpu())
         self._resets.set_state(resets.cpu())
         self._action = None
+        self._rows.started(None)
 
     def _check_action(self, action: Tensor) -> None:
         match self.spec.action:
@@ -185,7 +253,11 @@ DEVICE_ENVIRONMENTS: dict[str, Callable[..., Model]] = {
 
 
 def make_device(
-    name: str, num_envs: int, kwargs: Mapping[str, object] | None = None, device: torch.device | str = "cpu"
+    name: str,
+    num_envs: int,
+    kwargs: Mapping[str, object] | None = None,
+    device: torch.device | str = "cpu",
+    faults: FaultConfig = BY_DEFAULT,
 ) -> DeviceEnvironment:
     """Build the device environment `name` with B actors.
 
@@ -194,6 +266,7 @@ def make_device(
         num_envs: B, at least 1.
         kwargs: values for the fields of that environment's dataclass; the rest keep their defaults.
         device: where its tensors are to live.
+        faults: whether a row that holds NaN or infinity ends the run, or is started anew.
 
     Raises:
         UserError: unknown name, unknown keyword, or a value that the environment refuses.
@@ -205,4 +278,4 @@ def make_device(
     for key in kwargs or {}:
         if key not in known:
             raise UserError(f"{name} has no parameter {key!r}{nearest(key, known)}")
-    return DeviceEnvironment(factory(**(kwargs or {})), num_envs, device)
+    return DeviceEnvironment(factory(**(kwargs or {})), num_envs, device, faults)

@@ -22,9 +22,11 @@ from torch import Tensor
 
 from greenroom.envs.ale import check_discrete
 from greenroom.envs.base import EpisodeTracker
+from greenroom.envs.faults import BY_DEFAULT, FaultConfig
+from greenroom.envs.rows import Rows, answer_of, broken, finite
 from greenroom.envs.spaces import Array, Leaf, layout_of
 from greenroom.envs.tensors import env_seeds, spec_of
-from greenroom.errors import UserError, nearest
+from greenroom.errors import Fault, UserError, nearest
 from greenroom.types import Obs, Step, cat_obs, map_obs
 
 PREFIX = "envpool:"
@@ -37,7 +39,15 @@ _STAGE_OPTIONS |= {"max_num_players", "base_path", "gym_reset_return_info"}
 class EnvPoolEnvironment:
     """B EnvPool environments stepped by C++ threads. Cannot be snapshotted."""
 
-    def __init__(self, env: str, num_envs: int, kwargs: Mapping[str, object], *, num_threads: int = 0) -> None:
+    def __init__(
+        self,
+        env: str,
+        num_envs: int,
+        kwargs: Mapping[str, object],
+        *,
+        num_threads: int = 0,
+        faults: FaultConfig = BY_DEFAULT,
+    ) -> None:
         """Look up the task; the simulators start at the first `reset`, because EnvPool seeds them only then.
 
         Args:
@@ -45,6 +55,7 @@ class EnvPoolEnvironment:
             num_envs: B.
             kwargs: EnvPool's configuration of the task, such as `max_episode_steps` or `episodic_life`.
             num_threads: simulator threads; 0 takes one for each core.
+            faults: whether an environment that answers with NaN or infinity ends the run, or is reset.
 
         Raises:
             UserError: EnvPool is not installed, unknown task or option, bad value, unsupported space.
@@ -73,6 +84,7 @@ class EnvPoolEnvironment:
         self.spec, self.device = spec_of(self._layout, env), torch.device("cpu")
         self._kwargs, self.num_envs, self._num_threads = dict(kwargs), num_envs, num_threads
         self._tracker = EpisodeTracker(num_envs)
+        self._rows = Rows(num_envs, faults)
         self._pool: Any = None
         self._sent = False
 
@@ -92,6 +104,7 @@ class EnvPoolEnvironment:
             )
             obs, _ = self._pool.reset()
         self._tracker.reset()
+        self._rows.started(seed)
         return self._obs(obs)
 
     def send(self, action: Tensor) -> None:
@@ -111,6 +124,7 @@ class EnvPoolEnvironment:
         """Wait for all B environments, then start the next episode of those that ended.
 
         Raises:
+            EnvironmentFault: one answered with NaN or infinity.
             RuntimeError: nothing was sent (EnvPool would wait for ever).
         """
         if not self._sent:
@@ -122,18 +136,33 @@ class EnvPoolEnvironment:
         if "terminated" in info and "lives" in info:  # Atari: episodes and returns are whole games, scores unclipped
             game_over = info["terminated"].astype(bool)
             score, terminated, ended = info["reward"], terminated | game_over, truncated | game_over
+        self._rows.stepped()
+        faults: tuple[Fault, ...] = ()
+        lost: Tensor | None = None
+        if not finite(obs, torch.from_numpy(reward)):
+            answer = answer_of(obs, torch.from_numpy(reward))
+            if (lost := broken(answer)) is not None:
+                faults = self._rows.take(lost, answer, step_of=lambda index: self._tracker.length_of(index) + 1)
+                here = lost.numpy()
+                reward, score = np.where(here, 0.0, reward), np.where(here, 0.0, score)
+                terminated, truncated, ended = terminated & ~here, truncated | here, ended & ~here
+                obs = self._anew(obs, lost)
         cut = torch.from_numpy(terminated | truncated)
         final_obs = map_obs(lambda part: part[cut], obs)
-        if bool(cut.any()):
-            obs = self._next_episodes(obs, cut)
+        if bool((over := cut if lost is None else cut & ~lost).any()):
+            obs = self._next_episodes(obs, over)
+        episodes = self._tracker.update(torch.from_numpy(score).float(), torch.from_numpy(ended), {})
+        self._rows.finished(episodes.index)
+        self._tracker.forget([index for fault in faults for index in fault.restarted])
         return Step(
             obs=obs,
             reward=torch.from_numpy(reward).float(),
             terminated=torch.from_numpy(terminated),
             truncated=torch.from_numpy(truncated),
             final_obs=final_obs,
-            episodes=self._tracker.update(torch.from_numpy(score).float(), torch.from_numpy(ended), {}),
+            episodes=episodes,
             signals={},
+            faults=faults,
         )
 
     def close(self) -> None:
@@ -148,6 +177,16 @@ class EnvPoolEnvironment:
         ids = cut.nonzero().squeeze(1)
         ignored = np.zeros((len(ids), *self._layout.action.shape), self._layout.action.dtype)
         first, *_ = self._pool.step(self._decode(ignored), ids.numpy())
+        return self._with(obs, ids, first)
+
+    def _anew(self, obs: Obs, lost: Tensor) -> Obs:
+        """`obs` with the first observations of new episodes where the old ones are `lost`."""
+        ids = lost.nonzero().squeeze(1)
+        first, _ = self._pool.reset(ids.numpy())
+        return self._with(obs, ids, first)
+
+    def _with(self, obs: Obs, ids: Tensor, first: Any) -> Obs:
+        """`obs` with the rows `first`, in EnvPool's form, in the places `ids`."""
         # Rows of `obs` first, those of `first` behind them; then pick each environment's own.
         rows = torch.arange(self.num_envs)
         rows[ids] = self.num_envs + torch.arange(len(ids))

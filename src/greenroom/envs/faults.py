@@ -23,7 +23,7 @@ _TRAIL_STEPS = (256, 65_536)
 
 @dataclass(frozen=True, kw_only=True)
 class FaultConfig:
-    """What to do about environments that raise, hang, die or break their contract. For inline and workers stages."""
+    """What to do about environments that raise, hang, die or break their contract. docs/operations.md: which can."""
 
     on_env_error: Literal["stop", "restart"] = "stop"
     """Stop the run, or restart the environment and drop what its unfinished episode would still have taught."""
@@ -86,6 +86,29 @@ def next_seed(seed: int) -> int:
     return int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)
 
 
+class Tolerance:
+    """Counts the failures that are mended.
+
+    Args:
+        limit: how many may be.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._failures = limit, 0
+
+    def count(self, fault: Fault) -> None:
+        """One more.
+
+        Raises:
+            EnvironmentFault: it was one too many.
+        """
+        self._failures += 1
+        if self._failures > self._limit:
+            limit = f"max_env_restarts is {self._limit}"
+            message = f"{fault.what}; that is failure number {self._failures} of this sitting, {limit}"
+            raise EnvironmentFault(message, index=fault.index, fault=fault)
+
+
 class History:
     """Seeds, last actions and failures of a stage's B environments.
 
@@ -95,11 +118,11 @@ class History:
     """
 
     def __init__(self, action: Array, limit: int) -> None:
-        self._action, self._limit = action, limit
+        self._action, self._tolerance = action, Tolerance(limit)
         fewest, most = _TRAIL_STEPS
         length = min(max(_TRAIL_BYTES // action.nbytes, fewest), most)
         self._trail = np.empty((length, *action.shape), action.dtype)
-        self._time = self.failures = 0
+        self._time = 0
         self._seeds: list[int | None] = [None] * len(action)
         self._since = [0] * len(action)
         self._finished = [0] * len(action)
@@ -142,12 +165,6 @@ class History:
             actions=actions,
             restarted=restarted,
         )
-        self.failures += bool(restarted)
-        if self.failures > self._limit:
-            error = EnvironmentFault(
-                f"{what}; that is failure number {self.failures} of this sitting, max_env_restarts is {self._limit}",
-                index=index,
-            )
-            error.fault = fault
-            raise error
+        if restarted:
+            self._tolerance.count(fault)
         return fault

@@ -8,6 +8,7 @@ from dataclasses import fields
 from greenroom.envs.ale import AleConfig, AleEnvironment
 from greenroom.envs.base import Environment
 from greenroom.envs.envpool import PREFIX, EnvPoolEnvironment
+from greenroom.envs.faults import BY_DEFAULT, FaultConfig
 from greenroom.errors import UserError, nearest
 
 
@@ -20,7 +21,9 @@ def native_for(env: str) -> str | None:
     return None
 
 
-def make_native(env: str, num_envs: int, num_threads: int, kwargs: Mapping[str, object]) -> Environment:
+def make_native(
+    env: str, num_envs: int, num_threads: int, kwargs: Mapping[str, object], faults: FaultConfig = BY_DEFAULT
+) -> Environment:
     """Start the native stage of `env`.
 
     Args:
@@ -28,15 +31,22 @@ def make_native(env: str, num_envs: int, num_threads: int, kwargs: Mapping[str, 
         num_envs: B.
         num_threads: C++ threads; 0 takes one for each core.
         kwargs: the environment's own options: fields of `AleConfig`, or EnvPool's configuration.
+        faults: what to do about an EnvPool environment whose numbers are none; a game's pictures and scores always are.
 
     Raises:
-        UserError: no native stage for `env`, an unknown game or option, a bad value, something not installed.
+        UserError: no native stage for `env`, an unknown game or option, a bad value, something not installed, or games
+            that are to be started anew when they fail.
     """
     match native_for(env):
         case "ale":
+            if faults.restarts:
+                raise UserError(
+                    "the Atari emulator has no failures of single games: where it crashes, it takes the process along, "
+                    "and greenroom resume goes on; leave out --on-env-error restart"
+                )
             return AleEnvironment(env, num_envs, ale_config(kwargs), num_threads=num_threads)
         case "envpool":
-            return EnvPoolEnvironment(env, num_envs, kwargs, num_threads=num_threads)
+            return EnvPoolEnvironment(env, num_envs, kwargs, num_threads=num_threads, faults=faults)
         case _:
             raise UserError(f"{env!r} has no native stage; ids are ALE/NAME-v5 and {PREFIX}NAME. Use --stage auto")
 

@@ -38,13 +38,11 @@ class NonFinite:
 
         def check(progress: Progress) -> Finding | None:
             bad = [f"the metric {name}" for name, value in progress.metrics.items() if not math.isfinite(value)]
-            parts = {
-                "a reward": [progress.rollout.reward],
-                "an observation": _parts(progress),
-                "a parameter of the policy": subject.parameters(),
-            }
+            world = {"a reward": [progress.rollout.reward], "an observation": _parts(progress)}
+            parts = {**world, "a parameter of the policy": subject.parameters()}
             if _broken([part for kind in parts.values() for part in kind]):
-                bad += [name for name, kind in parts.items() if _broken(kind)]
+                wrong = [name for name, kind in parts.items() if _broken(kind)]
+                bad += [f"{name}{_place(world[name])}" if name in world else name for name in wrong]
             if not bad:
                 return None
             message = (
@@ -63,6 +61,12 @@ def _broken(tensors: list[Tensor]) -> bool:
         return False
     # The sum of large numbers may be infinite where none of them is.
     return any(not bool(part.isfinite().all()) for part in parts)
+
+
+def _place(parts: list[Tensor]) -> str:
+    """Where in the rollout the first of them is: the parts are `[T, B, ...]`, or `[T+1, B, ...]`."""
+    t, index = min(tuple((~part.isfinite()).nonzero()[0].tolist()[:2]) for part in parts if _broken([part]))
+    return f" (environment {index}, time step {t} of the rollout)"
 
 
 def _parts(progress: Progress) -> list[Tensor]:
