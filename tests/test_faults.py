@@ -136,7 +136,7 @@ def test_the_page_keeps_what_was_not_run_again(tmp_path: Path) -> None:
     kill = {"scenario": "inline, ppo, sync", "fault": "SIGKILL to the trainer", "seconds": 0.1, "gone": 0.2}
     kill |= {"recovered": 0.5, "repeated": 32, "command": False, "at": 1.0, "noticed": None}
     other = kill | {"scenario": "device, ppo, sync"}
-    first = {"kills": [kill, other], "harms": [], "soak": [], "failures": [], "minutes": 1.0}
+    first = {"kills": [kill, other], "harms": [], "soak": [], "failures": [], "minutes": 1.0, "load": 0.5}
     page.write(first, tmp_path, "make faults")
     again = kill | {"seconds": 0.3}
     page.write(first | {"kills": [again], "harms": [{"fault": "a bit flips"}]}, tmp_path, "make faults again")
@@ -152,9 +152,9 @@ def test_the_page_keeps_what_was_not_run_again(tmp_path: Path) -> None:
 
 
 def test_environments_that_fail_are_caught_and_told_of(tmp_path: Path) -> None:
-    found = mishaps(Place(tmp_path), 2, lambda line: None, ["inline"])
+    found = mishaps(Place(tmp_path), 2, lambda line: None, ["inline", "device"])
     assert {one.choice for one in found} == {"stop", "restart"}
     assert len({one.fault for one in found}) == 6 and len(found) >= 24
     results = {"kills": [], "harms": [], "mishaps": [asdict(one) for one in found], "soak": []}
-    page.write(results | {"failures": [], "minutes": 0.1}, tmp_path, "make faults")
+    page.write(results | {"failures": [], "minutes": 0.1, "load": 0.5}, tmp_path, "make faults")
     assert "| inline | reset raises | 2 |" in (tmp_path / "table.md").read_text()

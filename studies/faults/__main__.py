@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import random
 import shlex
 import shutil
@@ -62,7 +63,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run what was asked for; 1 if anything did not hold."""
     words = sys.argv[1:] if words is None else words
     given = options(words)
-    begin = time.monotonic()
+    begin, load = time.monotonic(), os.getloadavg()[0]
     suite = Suite(given.seed)
     try:
         with ThreadPoolExecutor(1) as background:
@@ -74,6 +75,7 @@ def main(words: Sequence[str] | None = None) -> int:
             results = suite.results(soaked)
     finally:
         suite.close()
+    results["load"] = load
     results["minutes"] = round((time.monotonic() - begin) / 60, 1)
     command = " ".join(["make faults", *([f"ARGS={shlex.quote(shlex.join(words))}"] if words else [])])
     page.write(results, given.out, command)

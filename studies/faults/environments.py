@@ -10,12 +10,15 @@ from typing import Literal
 
 import torch
 
+from faults.leaky import Leaky
 from faults.processes import Failure, Place
 from greenroom.envs import make
 from greenroom.envs.base import Environment
+from greenroom.envs.device import DEVICE_ENVIRONMENTS
 from greenroom.envs.faults import FaultConfig
 from greenroom.errors import EnvironmentFault, Fault
 
+DEVICE_ENVIRONMENTS["leaky"] = Leaky
 LIMIT = 1.0
 """Seconds that a step may take, where one hangs."""
 FAULTS = {
@@ -29,6 +32,12 @@ FAULTS = {
     "hang": f"a step hangs, limit {LIMIT:g} s",
 }
 """Of `flaky.Flaky`, and what people call them."""
+POSSIBLE = {
+    "inline": tuple(name for name in FAULTS if name not in ("exit", "hang")),  # nothing could survive them
+    "workers": tuple(FAULTS),
+    "device": ("nan", "reward"),  # all that can happen to a single row
+}
+"""Of which stage which of them can be told."""
 _ENVS, _MOST = 4, 4000
 _PATIENCE = {"hang": LIMIT}
 _SOON = 10.0
@@ -47,7 +56,7 @@ class Mishap:
 
 
 def mishaps(
-    place: Place, times: int, say: Callable[[str], None], stages: Sequence[str] = ("inline", "workers")
+    place: Place, times: int, say: Callable[[str], None], stages: Sequence[str] = tuple(POSSIBLE)
 ) -> list[Mishap]:
     """Let every fault happen so many times on every stage, with either choice.
 
@@ -57,8 +66,8 @@ def mishaps(
     found: list[Mishap] = []
     for stage in stages:
         for fault in FAULTS:
-            if stage == "inline" and fault in ("exit", "hang"):
-                continue  # nothing could survive them
+            if fault not in POSSIBLE[stage]:
+                continue
             found += _stopped(place, stage, fault, times)
             found += _mended(place, stage, fault, times)
             say(f"{stage}: {FAULTS[fault]}")
@@ -75,7 +84,7 @@ def _stopped(place: Place, stage: str, fault: str, times: int) -> list[Mishap]:
             raise Failure(f"{stage}, {fault}: never noticed")
         except EnvironmentFault as error:
             seconds = _since(log)
-            _check(error.fault, fault, seconds)
+            _check(stage, error.fault, fault, seconds)
         finally:
             environment.close()
         place.check_empty(())
@@ -91,7 +100,7 @@ def _mended(place: Place, stage: str, fault: str, times: int) -> list[Mishap]:
             faults = _step(environment)
             for one in faults:
                 seconds = _since(log)
-                _check(one, fault, seconds)
+                _check(stage, one, fault, seconds)
                 found.append(Mishap(stage=stage, fault=fault, choice="restart", seconds=seconds))
             if len(found) >= times:
                 break
@@ -111,7 +120,7 @@ def _made(
     if fault == "hang":
         faults = replace(faults, step_timeout=LIMIT)
     environment = make(
-        "faults.flaky:Flaky",
+        "leaky" if stage == "device" else "faults.flaky:Flaky",
         num_envs=_ENVS,
         stage=stage,
         num_workers=2 if stage == "workers" else None,
@@ -136,8 +145,9 @@ def _since(log: Path) -> float:
     return time.monotonic() - float(log.read_text())
 
 
-def _check(fault: Fault | None, kind: str, seconds: float) -> None:
-    if fault is None or f"environment {fault.index}" not in fault.what or not fault.actions:
+def _check(stage: str, fault: Fault | None, kind: str, seconds: float) -> None:
+    explained = fault is not None and (fault.actions or (stage == "device" and "in the state" in fault.what))
+    if fault is None or f"environment {fault.index}" not in fault.what or not explained:
         raise Failure(f"{kind}: it was not told which environment failed and how: {fault}")
     if seconds > _PATIENCE.get(kind, 0.0) + _SOON:
         raise Failure(f"{kind}: noticed after {seconds:.1f} s")

@@ -23,7 +23,8 @@ def write(results: dict[str, Any], out: Path, command: str) -> None:
     """Write `results.json` and `table.md`.
 
     Args:
-        results: `kills`, `harms`, `mishaps`, `soak`: records; `failures`: sentences; `minutes` that it took.
+        results: `kills`, `harms`, `mishaps`, `soak`: records; `failures`: sentences; `minutes` that it took; `load`:
+            processes that ran on the machine when it began.
         out: the folder for both.
         command: what was run, as a person types it.
     """
@@ -31,7 +32,8 @@ def write(results: dict[str, Any], out: Path, command: str) -> None:
     before = json.loads(path.read_text()) if path.exists() else {}
     gpus = machine.gpu_names()
     kept = {part: _kept(before.get(part, []), results.get(part, [])) for part in _FACTS}
-    now = {"command": command, "minutes": results["minutes"], "parts": [part for part in _FACTS if results.get(part)]}
+    parts = [part for part in _FACTS if results.get(part)]
+    now = {"command": command, "minutes": results["minutes"], "load": results["load"], "parts": parts}
     ran = [*(one for one in before.get("ran", []) if one["command"] != command), now]
     head = {
         "environment": folder.describe_environment() | {"command": command},
@@ -41,9 +43,9 @@ def write(results: dict[str, Any], out: Path, command: str) -> None:
         "failures": results["failures"],
     }
     out.mkdir(parents=True, exist_ok=True)
-    parts = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
-    parts += [f'"{part}": [\n' + ",\n".join(map(json.dumps, records)) + "\n]" for part, records in kept.items()]
-    folder.write_text(path, "{" + ",\n".join(parts) + "}\n")
+    written = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
+    written += [f'"{part}": [\n' + ",\n".join(map(json.dumps, records)) + "\n]" for part, records in kept.items()]
+    folder.write_text(path, "{" + ",\n".join(written) + "}\n")
     folder.write_text(out / "table.md", _page(head | kept))
 
 
@@ -76,8 +78,8 @@ def _page(found: dict[str, Any]) -> str:
     ]
     failures = found["failures"] or ["none"]
     lines += ["", "Failures: " + "; ".join(failures) + ".", ""]
-    commands = " and ".join(f"`{command}`" for command in dict.fromkeys(one["command"] for one in found["ran"]))
-    lines += [f"Made by {commands}. Machine: {found['machine']}; shared with other work while this was measured."]
+    made = {f"`{one['command']}` (load average before: {one['load']:.1f})" for one in found["ran"]}
+    lines += [f"Made by {' and '.join(sorted(made))}, the soak beside the rest. Machine: {found['machine']}."]
     return "\n".join(lines) + "\n"
 
 
