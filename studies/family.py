@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness import SB3, Options, Record, Trial, greenroom_trial, options, parser, records_of, run_trials, sb3_trial
-from report import Panel, Scores, group, improvement, plot_curves, write_table
+from report import Panel, Scores, findings, group, improvement, plot_curves, write_table
 
 ENVIRONMENTS = {"CartPole-without-velocity": "greenroom.envs.tasks:cartpole_without_velocity"}
 """What `greenroom train` calls a task, where that is not its name."""
@@ -167,7 +167,7 @@ def rows_of(records: Sequence[Record], known: Sequence[Record]) -> list[list[str
         seconds = Scores.of([record["seconds"] for record in seeds]).mean
         spread = f"{scores.mean:.1f} ± {scores.std:.1f}"
         cells = [task, method + source, steps, str(len(seeds)), scores.robust(1), spread, *beside, f"{seconds:.0f}"]
-        rows.append(cells)
+        rows.append([*cells, findings(seeds)])
     return rows
 
 
@@ -193,7 +193,8 @@ def main() -> None:
             "interquartile mean over seeds, with its 95 % bootstrap interval. Beside Stable-Baselines3 (and its "
             "contributions) with its tuned settings at the same number of agent steps: whether the IQM is above, "
             "within or below that interval of theirs, and the probability that a seed of greenroom's ends higher than "
-            "one of theirs. Seconds are those of one training run."
+            "one of theirs. Seconds are those of one training run. Findings: what the health checks found, "
+            "with their default settings, in all seeds' runs; empty where they were not on yet."
         ),
         headings=[
             "task and algorithm",
@@ -205,6 +206,7 @@ def main() -> None:
             "beside",
             "P(higher)",
             "seconds",
+            "findings",
         ],
         rows=rows_of(records, known),
         records=records,

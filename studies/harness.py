@@ -291,10 +291,17 @@ def _run(trial: Trial, jobs: int, stopping: threading.Event, extra: Callable[[Pa
         "env_steps": last["env_steps"],
         "seconds": round(last["seconds"], 1),
         "curve": _thin(curve),
+        # What the health checks found, by default settings; of runs of others nothing is known.
+        "findings": found_in(run) if folder.is_run(run) else None,
         "machine": {"cpu": machine.cpu_kind(), "cores": machine.available_cores(), "jobs": jobs},
         # Here and not where the record is saved: the next trial may not start while this one is still being looked at.
         **extra(run),
     }
+
+
+def found_in(run: Path) -> list[str]:
+    """The names of the health checks that found something in a run, once for each finding."""
+    return [line["check"] for line in folder.read_log(run / "findings.jsonl")]
 
 
 def _thin(curve: plots.Curve) -> list[list[float]]:

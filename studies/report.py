@@ -71,6 +71,15 @@ SCORE_HEADINGS = ["mean ± std over seeds", "IQM", "95 % interval"]
 """The headings of `Scores.cells`."""
 
 
+def findings(seeds: Sequence[Record]) -> str:
+    """How many findings of health checks the runs have in all, and which; empty where that was not recorded."""
+    told: list[list[str]] = [record["findings"] for record in seeds if record.get("findings") is not None]
+    if len(told) < len(seeds):
+        return ""
+    names = [name for one in told for name in one]
+    return f"{len(names)} {', '.join(sorted(set(names)))}".strip()
+
+
 def group(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
     """The records of each task and method, in the order of their first record."""
     groups: dict[tuple[str, str], list[Record]] = {}

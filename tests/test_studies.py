@@ -357,3 +357,14 @@ def test_the_race_is_drawn_with_one_colour_for_each_algorithm(tmp_path: Path) ->
     records = [record("p", algo, 0.0, points=points(9.0, 0.5), rules=rules) for algo in ("ppo", "ppo", "pqn")]
     time_to_beat.draw(records, tmp_path / "gap.png", title="race", labels=[one["method"] for one in records])
     assert (tmp_path / "gap.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_findings_are_summed_up_where_they_are_known() -> None:
+    known: list[harness.Record] = [
+        {"findings": []},
+        {"findings": ["kl_spike", "kl_spike"]},
+        {"findings": ["dead_actor"]},
+    ]
+    assert report.findings(known) == "3 dead_actor, kl_spike"
+    assert report.findings(known[:1]) == "0"
+    assert report.findings([*known, {}]) == report.findings([{"findings": None}]) == ""
