@@ -21,7 +21,7 @@ from greenroom.envs.faults import BY_DEFAULT, FaultConfig
 from greenroom.envs.lost_sales import LostSales
 from greenroom.envs.model import Model, State, Transition
 from greenroom.envs.probes import PROBES
-from greenroom.envs.rows import Rows, answer_of, broken, finite
+from greenroom.envs.rows import Rows, finite, sound
 from greenroom.errors import EnvironmentFault, Fault, UserError, nearest
 from greenroom.spec import Bounded, MultiDiscrete
 from greenroom.types import Obs, Step, map_obs, restart
@@ -98,16 +98,11 @@ class DeviceEnvironment:
         self._age += 1
         self._rows.stepped()
         truncated = self._age == self.model.horizon
-        faults: tuple[Fault, ...] = ()
-        lost: Tensor | None = None
-        if self._looks and not finite(obs, transition.reward):
-            answer = answer_of(obs, transition.reward, transition.signals)
-            if (lost := broken(answer)) is not None:
-                step_of, beside = (lambda index: int(self._age[index])), self._beside(self._action)
-                faults = self._rows.take(lost, answer, step_of=step_of, beside=beside)
-                transition = self._mended(transition, lost)
-                obs = self.model.observe(transition.state)
-                truncated = truncated | lost.to(truncated.device)
+        lost, faults = self._failed(transition, obs)
+        if lost is not None:
+            transition = self._mended(transition, lost)
+            obs = self.model.observe(transition.state)
+            truncated = truncated | lost.to(truncated.device)
         self._state, self._action = transition.state, None
         terminated = self._nowhere if transition.terminated is None else transition.terminated
         ended = truncated if transition.terminated is None else truncated | terminated
@@ -149,15 +144,18 @@ class DeviceEnvironment:
                 raise EnvironmentFault(f"{name}: {what} has shape {list(part.shape)}, not [{self.num_envs}]")
         return transition, obs
 
-    def _beside(self, action: Tensor) -> Callable[[int], str]:
-        """What explains a row: a model keeps nothing, so all comes from its state, the action and chance."""
-        before = self._state
+    def _failed(self, transition: Transition, obs: Obs) -> tuple[Tensor | None, tuple[Fault, ...]]:
+        """Whose answers are no numbers, and what is to be told of it; see `Rows.failed`."""
+        if not self._looks:
+            return None, ()
+        answer = (obs, transition.reward, transition.signals)
+        return self._rows.failed(*answer, step_of=lambda index: int(self._age[index]), beside=self._before)
 
-        def beside(index: int) -> str:
-            state = {name: part[index].tolist() for name, part in before.items()}
-            return f"it was given the action {action[index].tolist()} in the state {reprlib.repr(state)}"
-
-        return beside
+    def _before(self, index: int) -> str:
+        """What led to the step that is being taken: all that a model goes by, but for chance."""
+        assert self._action is not None
+        state = {name: part[index].tolist() for name, part in self._state.items()}
+        return f"it was given the action {self._action[index].tolist()} in the state {reprlib.repr(state)}"
 
     def _mended(self, transition: Transition, lost: Tensor) -> Transition:
         """`transition` with nothing left of the steps of the rows `lost`, bool `[B]`, but that they were taken."""
@@ -173,10 +171,11 @@ class DeviceEnvironment:
     def _first_obs(self) -> Obs:
         """What is seen now, just after some have begun new episodes; begun once more they would be no better."""
         obs = self.model.observe(self._state)
-        if self._looks and not finite(obs) and (rows := broken(answer_of(obs))) is not None:
-            index = int(rows.nonzero()[0])
-            what = f"environment {index}: the first observation of an episode holds NaN or infinity"
-            raise EnvironmentFault(what, index=index)
+        if self._looks and not finite(obs):
+            parts = list(obs.values()) if isinstance(obs, dict) else [obs]
+            for index in (~torch.stack([sound(part) for part in parts]).all(0)).nonzero().flatten().tolist():
+                what = f"environment {index}: the first observation of an episode holds NaN or infinity"
+                raise EnvironmentFault(what, index=index)
         return obs
 
     def _restart(self, ended: Tensor) -> Obs:

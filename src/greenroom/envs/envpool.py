@@ -23,10 +23,10 @@ from torch import Tensor
 from greenroom.envs.ale import check_discrete
 from greenroom.envs.base import EpisodeTracker
 from greenroom.envs.faults import BY_DEFAULT, FaultConfig
-from greenroom.envs.rows import Rows, answer_of, broken, finite
+from greenroom.envs.rows import Rows
 from greenroom.envs.spaces import Array, Leaf, layout_of
 from greenroom.envs.tensors import env_seeds, spec_of
-from greenroom.errors import Fault, UserError, nearest
+from greenroom.errors import UserError, nearest
 from greenroom.types import Obs, Step, cat_obs, map_obs
 
 PREFIX = "envpool:"
@@ -137,16 +137,14 @@ class EnvPoolEnvironment:
             game_over = info["terminated"].astype(bool)
             score, terminated, ended = info["reward"], terminated | game_over, truncated | game_over
         self._rows.stepped()
-        faults: tuple[Fault, ...] = ()
-        lost: Tensor | None = None
-        if not finite(obs, torch.from_numpy(reward)):
-            answer = answer_of(obs, torch.from_numpy(reward))
-            if (lost := broken(answer)) is not None:
-                faults = self._rows.take(lost, answer, step_of=lambda index: self._tracker.length_of(index) + 1)
-                here = lost.numpy()
-                reward, score = np.where(here, 0.0, reward), np.where(here, 0.0, score)
-                terminated, truncated, ended = terminated & ~here, truncated | here, ended & ~here
-                obs = self._anew(obs, lost)
+        lost, faults = self._rows.failed(
+            obs, torch.from_numpy(reward), {}, step_of=lambda index: self._tracker.length_of(index) + 1
+        )
+        if lost is not None:
+            here = lost.numpy()
+            reward, score = np.where(here, 0.0, reward), np.where(here, 0.0, score)
+            terminated, truncated, ended = terminated & ~here, truncated | here, ended & ~here
+            obs = self._anew(obs, lost)
         cut = torch.from_numpy(terminated | truncated)
         final_obs = map_obs(lambda part: part[cut], obs)
         if bool((over := cut if lost is None else cut & ~lost).any()):

@@ -15,34 +15,21 @@ from greenroom.envs.faults import FaultConfig, Tolerance
 from greenroom.errors import EnvironmentFault, Fault
 from greenroom.types import Obs
 
-Answer = dict[str, Tensor]
-"""What B environments answered, by what messages call it: `[B, ...]` each."""
-
-
-def answer_of(obs: Obs, reward: Tensor | None = None, signals: dict[str, Tensor] | None = None) -> Answer:
-    """Everything in them that may be no number."""
-    answer = {} if reward is None else {"the reward": reward}
-    answer |= {f"signal {name!r}": part for name, part in (signals or {}).items()}
-    parts = {f"observation {name!r}": part for name, part in obs.items()} if isinstance(obs, dict) else {"": obs}
-    return answer | {name or "the observation": part for name, part in parts.items() if part.is_floating_point()}
-
 
 def finite(obs: Obs, *others: Tensor) -> bool:
     """Whether they surely hold no NaN or infinity. Asked at every step, so it takes a few microseconds."""
     for part in (*others, *(obs.values() if isinstance(obs, dict) else (obs,))):
         if part.is_floating_point():
             flat = part.reshape(-1)
-            # The quickest way through a tensor. Squares of huge numbers are infinite too: `broken` then looks again.
+            # The quickest way through a tensor. The squares of huge numbers are infinite too: so only surely.
             if not math.isfinite(flat.dot(flat)):
                 return False
     return True
 
 
-def broken(answer: Answer) -> Tensor | None:
-    """Which rows hold NaN or infinity: bool `[B]`, or None where none does."""
-    sound = [part.reshape(len(part), -1).isfinite().all(1) for part in answer.values()]
-    rows = ~torch.stack(sound).all(0)
-    return rows if bool(rows.any()) else None
+def sound(part: Tensor) -> Tensor:
+    """Which rows of `[B, ...]` hold neither NaN nor infinity: bool `[B]`."""
+    return part.reshape(len(part), -1).isfinite().all(1)
 
 
 class Rows:
@@ -71,41 +58,60 @@ class Rows:
 
     def finished(self, index: Tensor) -> None:
         """These, int64 `[K]`, have each finished an episode."""
-        self._finished[index.cpu()] += 1
+        if len(index):
+            self._finished[index.cpu()] += 1
 
-    def take(
-        self, rows: Tensor, answer: Answer, *, step_of: Callable[[int], int], beside: Callable[[int], str] | None = None
-    ) -> tuple[Fault, ...]:
-        """What is to be told of these rows, bool `[B]`, which the stage is about to start anew.
+    def failed(
+        self,
+        obs: Obs,
+        reward: Tensor,
+        signals: dict[str, Tensor],
+        *,
+        step_of: Callable[[int], int],
+        beside: Callable[[int], str] | None = None,
+    ) -> tuple[Tensor | None, tuple[Fault, ...]]:
+        """Whose answers are no numbers: bool `[B]`, or None for nobody's, and what is to be told of it.
 
         Args:
-            rows: who failed.
-            answer: in what.
+            obs: `[B, ...]`.
+            reward: `[B]`.
+            signals: `[B]` each; looked at only where something else is wrong.
             step_of: the step of an environment's episode.
             beside: what else is known of an environment's failure.
 
         Raises:
             EnvironmentFault: they are not to be started anew, or not so many.
         """
-        failed = rows.nonzero().flatten().tolist()
+        if finite(obs, reward):
+            return None, ()
+        parts = {f"observation {name!r}": part for name, part in obs.items()} if isinstance(obs, dict) else {"": obs}
+        answer = {"the reward": reward, **{f"signal {name!r}": part for name, part in signals.items()}}
+        answer |= {name or "the observation": part for name, part in parts.items() if part.is_floating_point()}
+        rows = ~torch.stack([sound(part) for part in answer.values()]).all(0)
+        indices = rows.nonzero().flatten().tolist()
+        if not indices:
+            return None, ()
         faults: list[Fault] = []
-        for index in failed:
-            wrong = " and ".join(name for name, part in answer.items() if not bool(part[index].isfinite().all()))
+        for index in indices:
+            wrong = " and ".join(name for name, part in answer.items() if not bool(sound(part[index, None])))
             what = f"environment {index}, step {step_of(index)}: {wrong} holds NaN or infinity"
-            fault = Fault(
-                what=what if beside is None else f"{what}; {beside(index)}",
-                traceback="",
-                index=index,
-                episode=int(self._finished[index]),
-                step=step_of(index),
-                seed=self._seed,
-                steps=self._steps,
-                actions=(),
-                restarted=(index,) if self._restarts else (),
-            )
-            if not self._restarts:
-                others = f"; {len(failed) - 1} other environments have failed too" if len(failed) > 1 else ""
-                raise EnvironmentFault(fault.what + others, index=index, fault=fault)
+            faults.append(self._fault(index, what if beside is None else f"{what}; {beside(index)}", step_of(index)))
+        if not self._restarts:
+            others = f"; {len(faults) - 1} other environments have failed too" if len(faults) > 1 else ""
+            raise EnvironmentFault(faults[0].what + others, index=indices[0], fault=faults[0])
+        for fault in faults:
             self._tolerance.count(fault)
-            faults.append(fault)
-        return tuple(faults)
+        return rows, tuple(faults)
+
+    def _fault(self, index: int, what: str, step: int) -> Fault:
+        return Fault(
+            what=what,
+            traceback="",
+            index=index,
+            episode=int(self._finished[index]),
+            step=step,
+            seed=self._seed,
+            steps=self._steps,
+            actions=(),
+            restarted=(index,) if self._restarts else (),
+        )
