@@ -448,7 +448,7 @@ def test_a_run_that_gets_no_better_is_stopped(tmp_path: Path, sick: Any) -> None
 
 def test_nan_rewards_are_rolled_back_from(tmp_path: Path, sick: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """By default they end the run as diverged; what was found is kept in both cases."""
-    monkeypatch.setattr("greenroom.envs.device.finite", lambda *parts: True)  # as on a GPU: the stage does not look
+    monkeypatch.setattr("greenroom.envs.rows.finite", lambda *parts: True)  # as on a GPU: the stage does not look
     with pytest.raises(UserError, match="diverged"):
         launch(sick(by=math.nan), run_dir=tmp_path / "run", quiet=True)
     assert next(one["check"] for one in lines(tmp_path / "run" / "findings.jsonl")) == "non_finite"
