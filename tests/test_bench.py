@@ -17,7 +17,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import page
-from greenroom.bench import loops, once, peers, scale, simulators, suites, synthetic
+from greenroom.bench import loops, once, peers, promises, scale, simulators, suites, synthetic
 from greenroom.bench.report import Cell, Findings, Report, Settings, Table, read, shown
 from greenroom.bench.scripts import Answer, ask
 from greenroom.bench.simulators import Case
@@ -187,6 +187,8 @@ def test_a_simulator_beside_every_stage_and_vector() -> None:
     found, row = simulators.measured(case, TINY, num_envs=2)
     rates = column(found.tables[0], "steps/s")
     assert {"one loop", "greenroom auto", "greenroom inline", "greenroom workers × 2"} <= rates.keys()
+    assert number(rates["as many loops as cores, side by side"]) > 0
+    assert number(row[3]) == pytest.approx(number(row[1]) / number(rates["as many loops as cores, side by side"]))
     assert number(rates["Gymnasium SyncVectorEnv"]) > 0
     assert number(rates["Gymnasium AsyncVectorEnv"]) > 0
     assert rates["SB3 SubprocVecEnv"] is None
@@ -350,6 +352,48 @@ def test_growth_tells_cost_and_memory_between_sizes(monkeypatch: pytest.MonkeyPa
     assert column(table, "÷ the size before") == {"16": None, "64": 0.25, "256": None}
     assert column(table, "KB an actor more") == {"16": None, "64": 1000.0, "256": None}
     assert column(table, "note")["256"] == "out of memory"
+
+
+def test_a_promise_is_put_beside_what_comes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: dict[str, Any] = {
+        "CartPole-v1": (1000.0, {"stage": "workers", "num_workers": 2}, "--num-workers 2"),
+        "lost-sales": (500.0, {}, "as it is"),
+    }
+    trained: list[RunConfig] = []
+
+    def ask_own(config: RunConfig, settings: Settings) -> Answer | str:
+        trained.append(config)
+        return answering(900.0 if config.env == "CartPole-v1" else 600.0, resident=1.0)()
+
+    monkeypatch.setattr(promises, "consult", lambda words: said.get(words[0], "it is out"))
+    monkeypatch.setattr(promises, "ask_own", ask_own)
+    table = promises.promises(TINY).tables[0]
+    assert {(config.env, config.stage, config.num_workers) for config in trained} == {
+        ("CartPole-v1", "workers", 2),
+        ("lost-sales", "auto", 0),
+    }
+    ratios = column(table, "reached ÷ foretold")
+    assert ratios["CartPole-v1, PPO"] == ratios["CartPole-v1, DQN"] == 0.9 and ratios["lost-sales, PPO"] == 1.2
+    assert number(column(table, "farthest off")["lost-sales, PPO"]) == pytest.approx(0.2)
+    assert column(table, "suggestion")["CartPole-v1, PPO"] == "--num-workers 2"
+    assert column(table, "suggestion")["Atari Pong, PAAC"] == "it is out" and ratios["Atari Pong, PAAC"] is None
+
+
+@pytest.mark.parametrize("case", promises.cases(), ids=lambda case: case.name)
+def test_what_the_doctor_is_asked_is_what_is_trained(case: promises.Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[RunConfig] = []
+
+    def diagnose(config: RunConfig, **given: Any) -> Any:
+        asked.append(config)
+        raise UserError("enough")
+
+    monkeypatch.setattr("greenroom.doctor.diagnosis.diagnose", diagnose)
+    assert main(["doctor", *case.words, "--json"]) == 2
+    assert asked == [case.config]
+
+
+def test_what_the_doctor_cannot_do_is_told() -> None:
+    assert "unknown environment 'Nowhere-v1'" in promises.consult(("Nowhere-v1",))
 
 
 def test_a_run_s_start_is_timed_from_the_command() -> None:

@@ -91,7 +91,7 @@ def test_a_component_s_missing_keys_are_as_its_owner_has_them() -> None:
         ("env: [", "c.yaml is not valid YAML"),
         ("env: !!bool x", "c.yaml is not valid YAML: KeyError"),
         ("env: 2001-13-45", "c.yaml is not valid YAML: ValueError: month must be in 1..12"),
-        ("env: x\nalgorithm: {kind: '.a:b'}", "c.yaml: algorithm: cannot import .a:b: TypeError"),
+        ("env: x\nalgorithm: {kind: '.a:b'}", "c.yaml: algorithm: .a:b: importing '.a' raised TypeError"),
         ("just words", "c.yaml: expected a mapping of RunConfig's fields, found 'just words'"),
         ("", "c.yaml: expected a mapping of RunConfig's fields, found None"),
         ("num_envs: 4", "c.yaml: missing key 'env'"),

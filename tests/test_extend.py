@@ -73,7 +73,7 @@ def test_the_documented_check_passes(mine: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mine.nowhere:AWR", "cannot import mine.nowhere:AWR"),
+        ("mine.nowhere:AWR", "mine.nowhere:AWR: there is no module"),
         ("mine.awr:Nothing", "module mine.awr has no 'Nothing'"),
         ("mine.awr:Learner", "mine.awr:Learner is not a dataclass with the method"),
         ("mine.residual:Residual", "is not a dataclass with the method policy"),

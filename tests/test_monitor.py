@@ -544,7 +544,7 @@ def test_a_check_of_ones_own_by_entry_point(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--check", "nowhere:check"], "cannot load it: No module named 'nowhere'"),
+        (["--check", "nowhere:check"], "--check nowhere:check: there is no module 'nowhere'"),
         (["--check", "test_monitor:nothing"], "cannot load it"),
         (["--check", "nosy"], "no installed check 'nosy'"),
         (["--check", "test_monitor:always=shout"], "no action 'shout'"),

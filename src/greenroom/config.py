@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import re
 import typing
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from greenroom.budget import Budget
 from greenroom.envs.faults import FaultConfig
 from greenroom.errors import UserError, nearest
 from greenroom.health.settings import HealthConfig
+from greenroom.imports import module_of
 from greenroom.networks import Impala, Mlp, Nature, NetworkConfig, Nips
 from greenroom.optim import Adam, OptimizerConfig, RAdam, RMSprop
 from greenroom.policy import PolicyConfig
@@ -143,13 +143,7 @@ def component(seam: Any, name: str) -> type:
     if not colon:
         label = seam.__name__.removesuffix("Config").lower()
         raise UserError(f"no {label} {name!r}{nearest(name, table)}, or give your own: package.module:Class")
-    try:
-        imported = importlib.import_module(module)
-    except ImportError as problem:
-        raise UserError(f"cannot import {name}: {problem}; is its folder the current one, or installed?") from problem
-    except Exception as problem:  # of the module's own, or of a name that is none
-        raise UserError(f"cannot import {name}: {type(problem).__name__}: {problem}") from problem
-    found = getattr(imported, attribute, None)
+    found = getattr(module_of(module, name), attribute, None)
     if found is None:
         raise UserError(f"module {module} has no {attribute!r}")
     wanted = [part for part, value in vars(seam).items() if callable(value) and not part.startswith("_")]

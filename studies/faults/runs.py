@@ -16,22 +16,13 @@ from faults.processes import Failure
 from greenroom import checkpoint
 from greenroom.control import SOCKET
 from greenroom.errors import UserError
-from greenroom.folder import RunFolder
+from greenroom.folder import RunFolder, read_log
 
 logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it would tell of every resumed run that it is one
 
 _CLOCK = ("seconds", "steps_per_second")
 _HISTORY = ("interventions.jsonl", "faults")
 """A file and a folder that only a run with a history has."""
-
-
-def records(path: Path) -> list[dict[str, Any]]:
-    """A log's complete lines; none if there is no file."""
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def last_step(path: Path) -> int:
@@ -69,7 +60,7 @@ def check_whole(run: Path, total_steps: int) -> None:
     partial = [str(path.relative_to(run)) for path in run.rglob("*") if path.name.startswith(".")]
     if partial or (run / SOCKET).exists():
         raise Failure(f"left in the run's folder: {partial or SOCKET}")
-    steps = [record["env_steps"] for record in records(run / "metrics.jsonl")]
+    steps = [record["env_steps"] for record in read_log(run / "metrics.jsonl")]
     if not steps or steps[-1] < total_steps or set(np.diff([0, *steps]).tolist()) != {steps[0]}:
         raise Failure(f"metrics.jsonl has gaps, duplicates or no end: {steps}")
     for tag, points in _points(run).items():
@@ -93,7 +84,7 @@ def check_same(run: Path, reference: Path, *, gaps: bool = False) -> None:
         Failure: the first difference.
     """
     for name in ("metrics.jsonl", "evaluations.jsonl"):
-        left, right = ([_timeless(record) for record in records(one / name)] for one in (run, reference))
+        left, right = ([_timeless(record) for record in read_log(one / name)] for one in (run, reference))
         _require(left, right, name)
     points = _points(run)
     for tag, expected in _points(reference).items():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
 from typing import Any, Literal
 
 import gymnasium
@@ -21,8 +23,9 @@ from greenroom.measure import Part, Rate, Work, environment, interleaved, parall
 
 NUM_ENVS = 64
 _BUSY = "greenroom.bench.synthetic:Busy"
-_LOOP, _AUTO, _SYNC, _ASYNC, _SB3 = (
+_LOOP, _LOOPS, _AUTO, _SYNC, _ASYNC, _SB3 = (
     "one loop",
+    "as many loops as cores, side by side",
     "greenroom auto",
     "Gymnasium SyncVectorEnv",
     "Gymnasium AsyncVectorEnv",
@@ -30,6 +33,8 @@ _LOOP, _AUTO, _SYNC, _ASYNC, _SB3 = (
 )
 _ACTIONS = 64
 """Batches of random actions that are drawn in advance."""
+_CHUNK_SECONDS = 0.2
+"""How long loops side by side go on before they are counted: many of the dearest steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +64,22 @@ def simulators(settings: Settings) -> Findings:
         summary.append(row)
     table = Table(
         title="Python simulators, 64 environments: greenroom's automatic choice",
-        about="All cores: cores × one loop. Sync, Async: Gymnasium's vectors; SB3: SubprocVecEnv. Best: of all stages "
-        "and numbers of workers. Targets: from 50 µs at least 0.85 of all cores; Async and SB3 8 times on CartPole, 4 "
-        "times at 50 µs; Sync at least once; at least 0.9 of the best.",
-        headings=("", "steps/s", "÷ all cores", "÷ Sync", "÷ Async", "÷ SB3", "÷ best", "chosen", "best"),
+        about="All cores: cores × one loop. Side by side: so many loops at the same time, in processes that exchange "
+        "nothing, which is what this machine's cores give when all are busy. Sync, Async: Gymnasium's vectors; SB3: "
+        "SubprocVecEnv. Best: of all stages and numbers of workers. Targets: from 50 µs at least 0.85 of all cores; "
+        "Async and SB3 8 times on CartPole, 4 times at 50 µs; Sync at least once; at least 0.9 of the best.",
+        headings=(
+            "",
+            "steps/s",
+            "÷ all cores",
+            "÷ side by side",
+            "÷ Sync",
+            "÷ Async",
+            "÷ SB3",
+            "÷ best",
+            "chosen",
+            "best",
+        ),
         rows=tuple(summary),
     )
     return Findings(tables=(table,)) + found
@@ -72,7 +89,8 @@ def measured(case: Case, settings: Settings, num_envs: int = NUM_ENVS) -> tuple[
     """One case's rates, and its row of the summary."""
     config = RunConfig(env=case.env, env_kwargs=dict(case.kwargs), num_envs=num_envs, device="cpu")
     searched = _searched(config)
-    works: dict[str, Work] = {_LOOP: single(case.env, case.kwargs), _AUTO: environment(config)}
+    works: dict[str, Work] = {_LOOP: single(case.env, case.kwargs), _LOOPS: _side_by_side(case)}
+    works |= {_AUTO: environment(config)}
     works |= {name: environment(chosen) for name, chosen in searched.items()}
     works |= {_SYNC: _vector("sync", case, num_envs), _ASYNC: _vector("async", case, num_envs)}
     rates = interleaved(works, seconds=settings.seconds, repeats=settings.repeats)
@@ -85,6 +103,7 @@ def measured(case: Case, settings: Settings, num_envs: int = NUM_ENVS) -> tuple[
     rows: list[tuple[Cell, ...]] = [
         (_LOOP, *_beside(auto, rates[_LOOP]), None),
         (f"{available_cores()} cores × one loop", ceiling, ratio(auto, ceiling), None),
+        (_LOOPS, *_beside(auto, rates[_LOOPS]), None),
         *((name, *_beside(auto, rates[name]), None) for name in (_AUTO, *searched, _SYNC, _ASYNC)),
         (_SB3, None, None, sb3)
         if isinstance(sb3, str)
@@ -104,6 +123,7 @@ def measured(case: Case, settings: Settings, num_envs: int = NUM_ENVS) -> tuple[
         case.name,
         auto.steps_per_second,
         ratio(auto, ceiling),
+        ratio(auto, rates[_LOOPS].steps_per_second),
         *(ratio(auto, other) for other in others),
         ratio(auto, rates[best].steps_per_second),
         choose(case.env, num_envs, "auto", None, case.kwargs).title,
@@ -122,6 +142,35 @@ def _searched(config: RunConfig) -> dict[str, RunConfig]:
     counts = [count for count in range(1, min(config.num_envs, most) + 1) if config.num_envs % count == 0]
     workers = {f"greenroom workers × {n}": replace(config, stage="workers", num_workers=n) for n in counts}
     return {"greenroom inline": replace(config, stage="inline"), **workers}
+
+
+def _side_by_side(case: Case) -> Work:
+    """One plain loop a core, each in a process of its own."""
+    context = multiprocessing.get_context("forkserver")
+    pairs = [context.Pipe() for _ in range(available_cores())]
+    loops = [context.Process(target=_loop, args=(theirs, case), daemon=True) for _, theirs in pairs]
+    ends = [ours for ours, _ in pairs]
+    try:
+        for loop in loops:
+            loop.start()
+        while True:
+            for end in ends:
+                end.send(_CHUNK_SECONDS)
+            yield Part(steps=sum(end.recv() for end in ends))
+    finally:
+        for loop in loops:
+            loop.terminate()
+            loop.join()
+
+
+def _loop(end: Connection, case: Case) -> None:
+    """Step for so many seconds whenever asked to, and say how often."""
+    work = single(case.env, case.kwargs)
+    while True:
+        until, steps = end.recv() + time.perf_counter(), 0
+        while time.perf_counter() < until:
+            steps += next(work).steps
+        end.send(steps)
 
 
 def _vector(kind: Literal["sync", "async"], case: Case, num_envs: int) -> Work:

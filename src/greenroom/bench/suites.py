@@ -9,6 +9,7 @@ from typing import Literal
 
 from greenroom.bench.loops import atari, device
 from greenroom.bench.peers import peers
+from greenroom.bench.promises import promises
 from greenroom.bench.report import Findings, Report, Settings
 from greenroom.bench.scale import scale
 from greenroom.bench.simulators import simulators
@@ -53,6 +54,13 @@ SUITES: dict[str, Suite] = {
     ),
     "scale": Suite(
         about="16 to 4096 actors: time and memory of each; the start of a run", measure=scale, seconds=3, repeats=2
+    ),
+    "doctor": Suite(
+        about="what greenroom doctor foretells beside what its suggestion reaches",
+        measure=promises,
+        seconds=10,
+        repeats=2,
+        learns=False,
     ),
     "peers": Suite(
         about="A2C and PPO beside other frameworks, each at its best", measure=peers, seconds=8, repeats=2, learns=False

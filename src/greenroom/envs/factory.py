@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium
 
 from greenroom.errors import UserError, nearest
+from greenroom.imports import module_of
 
 Source = str | Callable[..., Any]
 """A Gymnasium id, `package.module:factory`, or a callable that returns a `gymnasium.Env`."""
@@ -77,11 +78,11 @@ class Factory:
             return self.env, self.env, frozenset()
         module_name, colon, attribute = self.env.rpartition(":")
         if colon:
-            found = getattr(_module(module_name, self.env), attribute, None)
+            found = getattr(module_of(module_name, self.env), attribute, None)
             if callable(found):
                 return found, found, frozenset()
             if attribute not in gymnasium.registry:
-                public = vars(_module(module_name, self.env)).items()
+                public = vars(module_of(module_name, self.env)).items()
                 own = [n for n, value in public if callable(value) and getattr(value, "__module__", "") == module_name]
                 raise UserError(f"module {module_name!r} has no factory {attribute!r}{nearest(attribute, own)}")
         return self._registered(attribute)
@@ -133,16 +134,3 @@ def unknown(env: str, known: Iterable[str]) -> UserError:
     if "did you mean" not in hint:  # hundreds of names help nobody
         hint = "; `greenroom list` shows those that are known, and package.module:factory names your own"
     return UserError(f"unknown environment {env!r}{hint}")
-
-
-def _module(name: str, culprit: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and name.startswith(error.name):
-            raise UserError(
-                f"{culprit}: there is no module {error.name!r}; install its package or run from its folder"
-            ) from error
-        raise UserError(f"{culprit}: importing {name!r} needs {error.name!r}, which is not installed") from error
-    except Exception as error:
-        raise UserError(f"{culprit}: importing {name!r} raised {type(error).__name__}: {error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import math
 import typing
@@ -33,6 +32,7 @@ from greenroom.health.world import (
     RewardShift,
     StandStill,
 )
+from greenroom.imports import module_of
 
 ENTRY_POINTS = "greenroom.checks"
 """The group of entry points under which installed packages bring checks of their own."""
@@ -179,9 +179,9 @@ def own_checks(given: tuple[str, ...], otherwise: Action) -> list[Watched]:
         if action == "off":
             continue
         try:
-            loaded = points[name].load() if name in points else _load(name, list(points))
+            loaded = points[name].load() if name in points else _named(name, list(points))
         except (ImportError, AttributeError) as problem:
-            raise UserError(f"--check {name}: cannot load it: {problem}; is its folder the current one?") from problem
+            raise UserError(f"--check {name}: cannot load it: {problem}") from problem
         # A class stands for checks that remember: every run has one of its own.
         check = loaded() if isinstance(loaded, type) else loaded
         if not callable(check):
@@ -190,8 +190,8 @@ def own_checks(given: tuple[str, ...], otherwise: Action) -> list[Watched]:
     return watched
 
 
-def _load(name: str, known: list[str]) -> Any:
+def _named(name: str, known: list[str]) -> Any:
     module, colon, attribute = name.partition(":")
     if not colon:
         raise UserError(f"--check: no installed check {name!r}{nearest(name, known)}, or give package.module:function")
-    return getattr(importlib.import_module(module), attribute)
+    return getattr(module_of(module, f"--check {name}"), attribute)
