@@ -47,7 +47,7 @@ bench-gpu: $(CORE) ## The suites that learn, on a GPU.
 	$(BIN)/greenroom bench $(or $(ARGS),atari device scale) --device cuda --output docs/results/bench
 	$(BIN)/python benchmarks/page.py
 
-faults: $(TEST) ## Three quarters of an hour: kills, full disks, flipped bits, a soak; into docs/results/faults.
+faults: $(TEST) ## Half an hour: kills, full disks, flipped bits, a soak; into docs/results/faults.
 	PYTHONPATH=studies $(BIN)/python -m faults $(ARGS)
 
 study-lost-sales: $(STUDY) ## Hours: lost sales at five lead times and penalties, five seeds each.
