@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 CORE := $(VENV)/.core-installed
 TEST := $(VENV)/.test-installed
 STUDY := $(VENV)/.study-installed
-STUDIES := lost-sales control family lag race pong pong-pqn pong-dqn paac time-to-beat replay diseases
+STUDIES := lost-sales control family lag race pong pong-pqn pong-dqn paac time-to-beat replay diseases healthy
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -79,6 +79,9 @@ study-pong-dqn: $(STUDY) ## Hours: Pong from pixels, values from a replay (DQN).
 
 study-replay: $(STUDY) ## A minute and 8 GB of memory: what a replay of a million Atari transitions costs.
 	$(BIN)/python studies/replay.py $(ARGS)
+
+study-healthy: $(STUDY) ## Hours: the other studies' runs again, watched, to see what the health checks find.
+	$(BIN)/python studies/healthy.py $(ARGS)
 
 study-diseases: $(STUDY) ## Half an hour: how soon health checks find injected diseases, and silence on healthy runs.
 	$(BIN)/python studies/diseases.py $(ARGS)

@@ -15,6 +15,7 @@ import atari
 import control
 import family
 import harness
+import healthy
 import lag
 import lost_sales
 import lost_sales_race
@@ -368,3 +369,29 @@ def test_findings_are_summed_up_where_they_are_known() -> None:
     assert report.findings(known) == "3 dead_actor, kl_spike"
     assert report.findings(known[:1]) == "0"
     assert report.findings([*known, {}]) == report.findings([{"findings": None}]) == ""
+
+
+def test_healthy_runs_are_made_again_where_nothing_is_known_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(method: str, seed: int, **more: Any) -> harness.Record:
+        run = f"runs/studies/lag/{method}-{seed}"
+        commands = [f"greenroom train X --seed {seed} --run-dir {run} --lag 1", f"greenroom evaluate {run} --json"]
+        score = {"mean": 10.0 * seed}
+        return {"task": "X", "method": method, "seed": seed, "commands": commands, "evaluation": score} | more
+
+    records = [made("lag=1", 1), made("lag=1", 2, env_steps=9000, findings=["kl_spike"]), made("lag=64", 1)]
+    records.append(made(harness.SB3, 1))
+    monkeypatch.setattr(healthy, "records_of", lambda study: records if study == "lag" else [])
+    chosen = harness.options("healthy", harness.parser("", seeds=(), episodes=0).parse_args([]))
+    (trial,) = healthy.trials_of(chosen)
+    assert trial.commands == [
+        "greenroom train X --seed 1 --run-dir runs/studies/healthy/lag-lag=1-1 --lag 1",
+        "greenroom evaluate runs/studies/healthy/lag-lag=1-1 --json",
+    ]
+    assert trial.key == ("lag: X", "lag=1", 1)
+    recorded = list(healthy.healthy("lag"))
+    again = recorded[0] | {"findings": [], "evaluation": {"mean": 12.0}, "env_steps": 9000}
+    rows = healthy.rows_of([recorded[1], again], recorded)
+    assert rows == [
+        ["lag: X", "lag=1", "2", "9 000", "15.0 ± 7.1", "16.0 ± 5.7", "1 kl_spike"],
+        ["all", "", "2", "", "", "", "1 kl_spike"],
+    ]
