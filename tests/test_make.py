@@ -60,7 +60,7 @@ def test_batched_and_native_environments_need_no_measurement(open_stage: Any) ->
 def test_rule(
     microseconds: int, num_envs: int, cores: int, stage: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choose, "measure_step", lambda factory: microseconds * 1e-6)
+    monkeypatch.setattr(choose, "measure_step", lambda factory, num_envs: microseconds * 1e-6)
     monkeypatch.setattr(choose, "available_cores", lambda: cores)
     choice = choose._by_measurement(Factory(env="X"), num_envs)
     assert (choice.stage, choice.reason) == (stage, reason)
@@ -82,6 +82,19 @@ def test_measurement_is_short_and_right() -> None:
     seconds = measure_step(Factory(env=gym_envs.Slow))
     assert time.perf_counter() - begin < 0.9
     assert 0.002 <= seconds < 0.010
+
+
+def test_cheap_steps_are_measured_with_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+
+    def measure(factory: Factory, num_envs: int) -> float:
+        measured.append(num_envs)
+        return 20e-6 if num_envs == 1 else 9e-6
+
+    monkeypatch.setattr(choose, "_measure", measure)
+    factory = Factory(env="CartPole-v1")
+    assert [measure_step(factory, num_envs) for num_envs in (1, 3, 64)] == [20e-6, 9e-6, 9e-6]
+    assert measured == [1, 1, 3, 1, 8]
 
 
 def test_asked_for_stage_is_given(open_stage: Any) -> None:

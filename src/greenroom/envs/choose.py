@@ -24,6 +24,7 @@ STAGES = ("auto", "native", "workers", "inline", "device")
 
 _MEASURE_SECONDS = 0.4  # hard limit of the measurement; a step that takes longer is measured once
 _ENOUGH = (0.1, 200)  # seconds and steps after which a cheap environment is known well enough
+_CHEAP_SECONDS, _SEVERAL = 100e-6, 8  # a step below this is measured with so many environments
 _EXCHANGE_SECONDS = 60e-6  # waking the workers and the parent once a batch …
 _EXCHANGE_SECONDS_PER_WORKER = 20e-6  # … and what each worker adds
 _WORTH_IT = 0.6  # workers must be expected to need less than this share of the inline time
@@ -58,9 +59,10 @@ def make(
     """B environments of one kind, behind the `Environment` protocol.
 
     With `stage="auto"`, a batched environment runs on the device and an Atari game on its native stage. Any other is
-    built once here and stepped with random actions for at most 0.4 s. Workers are chosen if the batch is expected to
-    take less than 60 % of its time in this process: `num_envs / num_workers` steps of the slowest worker and
-    60 µs + 20 µs a worker for the exchange, against `num_envs` steps.
+    built once here and stepped with random actions for at most 0.4 s, and where a step takes under 100 µs, so are up to
+    eight of it. Workers are chosen if the batch is expected to take less than 60 % of its time in this process:
+    `num_envs / num_workers` steps of the slowest worker and 60 µs + 20 µs a worker for the exchange, against
+    `num_envs` steps.
 
     Args:
         env: A name from `list_environments`, a Gymnasium id, `package.module:factory`, or a callable that returns a
@@ -155,7 +157,7 @@ def _only_stage(env: Source) -> Choice | None:
 def _by_measurement(factory: Factory, num_envs: int) -> Choice:
     cores = available_cores()
     num_workers = largest_divisor(num_envs, cores)
-    seconds = measure_step(factory)
+    seconds = measure_step(factory, num_envs)
     inline = seconds * num_envs
     cost = f"one {factory.name} step takes {_time(seconds)}"
     if num_workers == 1:
@@ -169,24 +171,37 @@ def _by_measurement(factory: Factory, num_envs: int) -> Choice:
     return Choice(stage=stage, reason=expected, num_workers=num_workers)
 
 
-def measure_step(factory: Factory) -> float:
-    """Seconds that one step of one environment takes, with random actions, checks and resets included."""
-    cast = Cast(factory, 0, 1)
+def measure_step(factory: Factory, num_envs: int = 1) -> float:
+    """Seconds that one step of one of `num_envs` takes, with random actions, checks and resets included.
+
+    What costs the same for one as for many is not counted for each: where it matters, because a step is cheap, several
+    are measured.
+    """
+    seconds = _measure(factory, 1)
+    several = min(num_envs, _SEVERAL)
+    return _measure(factory, several) if seconds < _CHEAP_SECONDS and several > 1 else seconds
+
+
+def _measure(factory: Factory, num_envs: int) -> float:
+    cast = Cast(factory, 0, num_envs)
     try:
-        board = Board(cast.layout, num_envs=1, num_workers=0)
+        board = Board(cast.layout, num_envs=num_envs, num_workers=0)
         cast.enter(board)
-        cast.reset([0])
+        cast.reset(range(num_envs))
         rng, steps = np.random.default_rng(0), 0
-        mask = None if cast.layout.mask is None else board.obs[cast.layout.mask][0]
-        begin = time.perf_counter()
+        mask = None if cast.layout.mask is None else board.obs[cast.layout.mask]
+        spent, begin = 0.0, time.perf_counter()
         while True:
-            board.action[0] = _random_action(cast.layout.action, mask, rng)
+            for index in range(num_envs):
+                row = None if mask is None else mask[index]
+                board.action[index] = _random_action(cast.layout.action, row, rng)
+            drawn = time.perf_counter()  # not the environment's time: a policy draws for all at once
             for _ in cast.step():
                 pass
-            steps += 1
-            elapsed = time.perf_counter() - begin
+            now = time.perf_counter()
+            spent, steps, elapsed = spent + now - drawn, steps + num_envs, now - begin
             if elapsed > _MEASURE_SECONDS or (elapsed > _ENOUGH[0] and steps > _ENOUGH[1]):
-                return elapsed / steps
+                return spent / steps
     finally:
         cast.close()
 
