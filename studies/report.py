@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from greenroom import folder
 from greenroom.maths import statistics
@@ -166,6 +167,7 @@ def plot_curves(path: Path, panels: Sequence[Panel], *, score: str = "mean train
             axes.axhline(level, color="0.5", linewidth=0.8, linestyle=":")
             axes.annotate(label, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
         axes.set(title=panel.title, xlabel="agent steps", ylabel=score)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k: the digits of 200000 run into each other
         axes.grid(alpha=0.2)
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
