@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +71,16 @@ class Options:
     """What every study can be told."""
 
     name: str
-    seeds: tuple[int, ...]
-    episodes: int
     jobs: int
     only: tuple[str, ...]
     """Which trials to run: see `chosen_of`. The table shows whatever has records."""
-    total_steps: int | None
-    """Agent steps for every task instead of its own budget."""
-    train_args: tuple[str, ...]
-    """Further options for `greenroom train`."""
     dry_run: bool
+    seeds: tuple[int, ...] = ()
+    episodes: int = 0
+    total_steps: int | None = None
+    """Agent steps for every task instead of its own budget."""
+    train_args: tuple[str, ...] = ()
+    """Further options for `greenroom train`."""
 
     @property
     def out(self) -> Path:
@@ -92,32 +92,33 @@ class Options:
         return Path("runs", "studies", self.name, "-".join(str(part).replace("/", "-") for part in parts))
 
 
-def parser(description: str, *, seeds: Sequence[int], episodes: int) -> argparse.ArgumentParser:
-    """The options that every study has; `options` reads them."""
+def runner(description: str) -> argparse.ArgumentParser:
+    """The options of every study, also of one whose trials are given; `options` reads them."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    made.add_argument("--seeds", type=int, nargs="+", default=list(seeds), help="one training run each")
-    made.add_argument("--episodes", type=int, default=episodes, help="evaluation episodes of each run")
     made.add_argument("--jobs", type=int, default=1, help="runs side by side; they share the cores")
     only = "run just the trials with these words in their task or method, as in: --only 'CartPole-v1 ppo' Acrobot-v1"
     made.add_argument("--only", nargs="+", default=[], metavar="WORDS", help=only)
-    made.add_argument("--total-steps", type=int, help="agent steps of every run, instead of each task's own budget")
-    made.add_argument("--train-args", type=shlex.split, default=[], help="further options for greenroom train, quoted")
     made.add_argument("--dry-run", action="store_true", help="print the commands and stop")
     return made
 
 
+def parser(description: str, *, seeds: Sequence[int], episodes: int) -> argparse.ArgumentParser:
+    """Those and the ones of a study that makes its trials; `options` reads them too."""
+    made = runner(description)
+    made.add_argument("--seeds", type=int, nargs="+", default=list(seeds), help="one training run each")
+    made.add_argument("--episodes", type=int, default=episodes, help="evaluation episodes of each run")
+    made.add_argument("--total-steps", type=int, help="agent steps of every run, instead of each task's own budget")
+    made.add_argument("--train-args", type=shlex.split, default=[], help="further options for greenroom train, quoted")
+    return made
+
+
 def options(name: str, given: argparse.Namespace) -> Options:
-    """What was given on the command line of study `name`."""
-    return Options(
-        name=name,
-        seeds=tuple(given.seeds),
-        episodes=given.episodes,
-        jobs=given.jobs,
-        only=tuple(given.only),
-        total_steps=given.total_steps,
-        train_args=tuple(given.train_args),
-        dry_run=given.dry_run,
-    )
+    """What was given on the command line of study `name`; a study's own options are for it to read."""
+    known = [item.name for item in fields(Options)]
+    told: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in vars(given).items()
+    }
+    return Options(name=name, **{key: value for key, value in told.items() if key in known})
 
 
 def greenroom_trial(

@@ -6,12 +6,11 @@ already says what was found in it. Left out are those that are sick on purpose: 
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness import SB3, Options, Record, Trial, records_of, run_trials
+from harness import SB3, Options, Record, Trial, options, records_of, run_trials, runner
 from report import Scores, findings, group, write_table
 
 STUDIES = ("control", "family", "lag", "lost-sales", "time-to-beat", "pong-pqn", "paac-breakout")
@@ -66,21 +65,7 @@ def rows_of(watched: list[Record], recorded: list[Record]) -> list[list[str]]:
 
 
 def main() -> None:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--jobs", type=int, default=1, help="runs side by side; they share the cores")
-    made.add_argument("--only", nargs="+", default=[], metavar="WORDS", help="just the trials with these words")
-    made.add_argument("--dry-run", action="store_true", help="print the commands and stop")
-    given = made.parse_args()
-    chosen = Options(
-        name="healthy",
-        seeds=(),
-        episodes=0,
-        jobs=given.jobs,
-        only=tuple(given.only),
-        total_steps=None,
-        train_args=(),
-        dry_run=given.dry_run,
-    )
+    chosen = options("healthy", runner(__doc__ or "").parse_args())
     again = run_trials(trials_of(chosen), chosen, extra=lambda run: {"curve": []})
     recorded = [record for study in STUDIES for record in healthy(study)]
     known = [record for record in recorded if record.get("findings") is not None]

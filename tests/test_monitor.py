@@ -23,7 +23,7 @@ from greenroom.envs.device import DEVICE_ENVIRONMENTS
 from greenroom.envs.lost_sales import LostSales
 from greenroom.errors import ExitCode, UserError
 from greenroom.evaluation import Evaluation
-from greenroom.health import learning, world
+from greenroom.health import leaps, learning, world
 from greenroom.health.finding import Action, Check, Finding, Gathering, Remembering, Subject, found
 from greenroom.health.settings import HealthConfig
 from greenroom.monitor import Alarm
@@ -135,9 +135,9 @@ ILLNESSES: list[tuple[str, Check, dict[str, Any], str]] = [
         {"obs": torch.full((T + 1, B, 3), math.inf)},
         "observation (environment 0,",
     ),
-    ("gradient_explosion", learning.GradientExplosion().build(subject()), {"grad_norm": 150.0}, "is 150; normal was 1"),
-    ("kl_spike", learning.KlSpike().build(subject()), {"approx_kl": 1.0}, "is 1; normal was 0.01"),
-    ("rate_leap", learning.RateLeap().build(subject()), {"learning_rate": 0.01}, "is 0.01; normal was 0.0001"),
+    ("gradient_explosion", leaps.GradientExplosion().build(subject()), {"grad_norm": 150.0}, "is 150; normal was 1"),
+    ("kl_spike", leaps.KlSpike().build(subject()), {"approx_kl": 1.0}, "is 1; normal was 0.01"),
+    ("rate_leap", leaps.RateLeap().build(subject()), {"learning_rate": 0.01}, "is 0.01; normal was 0.0001"),
     ("entropy_collapse", learning.EntropyCollapse().build(subject()), {"entropy": 0.01}, "0.6 at first"),
     (
         "value_reach",
@@ -177,7 +177,7 @@ def test_nan_in_the_policy_is_found() -> None:
 
 
 def test_slow_drift_is_seen_beside_the_frozen_baseline() -> None:
-    check = learning.GradientExplosion().build(subject())
+    check = leaps.GradientExplosion().build(subject())
     norms = [1.1**n for n in range(1, 120)]
     said = [check(news(n, grad_norm=norm)) for n, norm in enumerate(norms, start=1)]
     first = next(finding for finding in said if finding is not None)
@@ -186,7 +186,7 @@ def test_slow_drift_is_seen_beside_the_frozen_baseline() -> None:
 
 
 def test_a_schedule_may_do_with_the_learning_rate_what_it_likes() -> None:
-    check = learning.RateLeap().build(subject(learning_rate=2e-4))
+    check = leaps.RateLeap().build(subject(learning_rate=2e-4))
     warm_up = [2e-4 * min(1.0, n / 500) for n in range(1, 600)]
     annealed_and_rolled_back = [2e-4 * (1.0 - n / 100) for n in range(99)] + [2e-4]
     for n, rate in enumerate([*warm_up, *annealed_and_rolled_back], start=1):
@@ -215,7 +215,7 @@ def test_an_algorithm_without_a_metric_is_left_in_peace() -> None:
 
 
 def test_a_replay_that_fills_is_no_baseline() -> None:
-    check = learning.GradientExplosion().build(subject())
+    check = leaps.GradientExplosion().build(subject())
     for n in range(1, 100):
         assert check(news(n, grad_norm=0.0 if n < 50 else 1e6, replay_size=1.0)) is None
 
@@ -399,7 +399,6 @@ def test_slow_lowers_the_learning_rate(tmp_path: Path, sick: Any) -> None:
 
 
 def test_pause_waits_for_an_operator(tmp_path: Path, sick: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-
     seen: list[int] = []
     real = sitting.Sitting._attend
 

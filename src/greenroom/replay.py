@@ -22,7 +22,7 @@ from greenroom.seeding import generator
 from greenroom.spec import ActionSpec, Bounded, Discrete, EnvSpec
 from greenroom.sumtree import Priorities
 from greenroom.transient import Transient
-from greenroom.types import Obs, Rollout, State
+from greenroom.types import Obs, Rollout, State, parts_of
 
 ROLLOUTS = 4
 """A replay must hold at least so many rollouts."""
@@ -181,7 +181,7 @@ class Replay:
                 f"{self._length}"
             )
         self._length = length
-        obs, final_obs = _parts(rollout.obs), _parts(rollout.final_obs)
+        obs, final_obs = parts_of(rollout.obs), parts_of(rollout.final_obs)
         goes_on = self._goes_on(obs)
         if rollout.dropped is not None:  # what came before does not lead there
             goes_on &= ~rollout.dropped[0].to(self._where)
@@ -404,10 +404,6 @@ class Replay:
     def _read(self, references: dict[str, Tensor]) -> Obs:
         parts = {name: pool.read(references[name]).to(self.device) for name, pool in self._pools.items()}
         return parts.get("", parts)
-
-
-def _parts(obs: Obs) -> dict[str, Tensor]:
-    return obs if isinstance(obs, dict) else {"": obs}
 
 
 def _action_form(spec: ActionSpec) -> tuple[tuple[int, ...], torch.dtype]:

@@ -26,6 +26,11 @@ def map_obs(function: Callable[[Tensor], Tensor], obs: Obs) -> Obs:
     return function(obs)
 
 
+def parts_of(obs: Obs) -> dict[str, Tensor]:
+    """The arrays of an observation by name; "" where it is just one."""
+    return obs if isinstance(obs, dict) else {"": obs}
+
+
 def cat_obs(parts: Sequence[Obs]) -> Obs:
     """Concatenate observations (at least one, all of one structure) along their leading axis."""
     first = parts[0]

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
-import subprocess
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 from greenroom.bench.peers import ask_own
 from greenroom.bench.report import Cell, Findings, Settings, Table
-from greenroom.bench.synthetic import loops_for
+from greenroom.bench.scripts import told
+from greenroom.bench.synthetic import BUSY, loops_for
 from greenroom.config import RunConfig
 from greenroom.presets import preset
 
-_BUSY = "greenroom.bench.synthetic:Busy"
 _PATIENCE = 240.0
 """Seconds that the doctor may take; it means to take 40, and starting environments comes on top."""
 
@@ -33,7 +31,7 @@ class Case:
 def cases() -> list[Case]:
     """Every stage once: tensors, C++, and Python that is cheap, dear, and learned from with a replay."""
     loops = loops_for(500e-6)
-    busy = dataclasses.replace(preset(None, _BUSY), env_kwargs={"loops": loops})
+    busy = dataclasses.replace(preset(None, BUSY), env_kwargs={"loops": loops})
     return [
         Case(name="lost-sales, PPO", words=("lost-sales",), config=preset(None, "lost-sales")),
         Case(name="CartPole-v1, PPO", words=("CartPole-v1",), config=preset(None, "CartPole-v1")),
@@ -42,7 +40,7 @@ def cases() -> list[Case]:
             words=("CartPole-v1", "--algo", "dqn"),
             config=preset(None, "CartPole-v1", algo="dqn"),
         ),
-        Case(name="500 µs a step, PPO", words=(_BUSY, "--env.loops", str(loops)), config=busy),
+        Case(name="500 µs a step, PPO", words=(BUSY, "--env.loops", str(loops)), config=busy),
         Case(name="Atari Pong, PAAC", words=("ALE/Pong-v5", "--preset", "paac"), config=preset("paac", "ALE/Pong-v5")),
     ]
 
@@ -85,14 +83,9 @@ def promises(settings: Settings) -> Findings:
 
 def consult(words: tuple[str, ...]) -> tuple[float, dict[str, Any], str] | str:
     """What the doctor says of a run: steps a second, the settings for that, and the words for them. Or why nothing."""
-    command = [sys.executable, "-m", "greenroom", "doctor", *words, "--json"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
-    except subprocess.TimeoutExpired:
-        return f"the doctor has not finished within {_PATIENCE:.0f} s"
-    if done.returncode:
-        return done.stderr.strip().splitlines()[-1]
-    found = json.loads(done.stdout)
+    found = told([sys.executable, "-m", "greenroom", "doctor", *words, "--json"], limit=_PATIENCE)
+    if isinstance(found, str):
+        return found
     suggestion = found["suggestion"]
     if suggestion is None:
         return found["rates"]["own"]["steps_per_second"], {}, "as it is"

@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,17 @@ class Answer:
 def ask(
     command: Sequence[str], *, limit: float, text: str = "", environment: Mapping[str, str] | None = None
 ) -> Answer | str:
+    """Run a script that measures: its answer, or why there is none. See `told`."""
+    found = told(command, limit=limit, text=text, environment=environment)
+    try:
+        return found if isinstance(found, str) else Answer(**found)
+    except TypeError:
+        return f"its last line is no answer: {json.dumps(found)!r}"
+
+
+def told(
+    command: Sequence[str], *, limit: float, text: str = "", environment: Mapping[str, str] | None = None
+) -> dict[str, Any] | str:
     """Run a script to its end.
 
     Args:
@@ -44,7 +56,7 @@ def ask(
         environment: variables to add to this process's own.
 
     Returns:
-        Its answer, or why there is none.
+        The JSON object that its last line is, or why there is none.
     """
     try:
         process = subprocess.Popen(
@@ -68,9 +80,10 @@ def ask(
     if process.returncode:
         return _last(err) or f"it ended with code {process.returncode} and said nothing"
     try:
-        return Answer(**json.loads(_last(out)))
-    except (ValueError, TypeError):
-        return f"its last line is no answer: {_last(out)!r}"
+        found = json.loads(_last(out))
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else f"its last line is no answer: {_last(out)!r}"
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from typing import Any, Literal
 
 import gymnasium
@@ -14,7 +15,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from greenroom.bench.peers import SCRIPTS, ask_script
 from greenroom.bench.report import Cell, Findings, Settings, Table, ratio
-from greenroom.bench.synthetic import loops_for
+from greenroom.bench.synthetic import BUSY, loops_for
 from greenroom.config import RunConfig
 from greenroom.envs.choose import choose
 from greenroom.envs.factory import Factory
@@ -22,7 +23,6 @@ from greenroom.machine import available_cores
 from greenroom.measure import Part, Rate, Work, environment, interleaved, parallel_bound, single
 
 NUM_ENVS = 64
-_BUSY = "greenroom.bench.synthetic:Busy"
 _LOOP, _LOOPS, _AUTO, _SYNC, _ASYNC, _SB3 = (
     "one loop",
     "as many loops as cores, side by side",
@@ -50,9 +50,9 @@ def cases() -> list[Case]:
     """CartPole-v1 and synthetic steps, calibrated now."""
     made = [Case(name="CartPole-v1", env="CartPole-v1")]
     for name, seconds in {"50 µs": 50e-6, "500 µs": 500e-6, "5 ms": 5e-3}.items():
-        made.append(Case(name=f"{name} a step", env=_BUSY, kwargs={"loops": loops_for(seconds)}))
+        made.append(Case(name=f"{name} a step", env=BUSY, kwargs={"loops": loops_for(seconds)}))
     picture = {"loops": loops_for(50e-6), "picture": True}
-    return [*made, Case(name="50 µs a step, 28 KB pictures", env=_BUSY, kwargs=picture)]
+    return [*made, Case(name="50 µs a step, 28 KB pictures", env=BUSY, kwargs=picture)]
 
 
 def simulators(settings: Settings) -> Findings:
@@ -146,7 +146,7 @@ def _searched(config: RunConfig) -> dict[str, RunConfig]:
 
 def _side_by_side(case: Case) -> Work:
     """One plain loop a core, each in a process of its own."""
-    context = multiprocessing.get_context("forkserver")
+    context = _forkserver()
     pairs = [context.Pipe() for _ in range(available_cores())]
     loops = [context.Process(target=_loop, args=(theirs, case), daemon=True) for _, theirs in pairs]
     ends = [ours for ours, _ in pairs]
@@ -161,6 +161,13 @@ def _side_by_side(case: Case) -> Work:
         for loop in loops:
             loop.terminate()
             loop.join()
+
+
+def _forkserver() -> ForkServerContext:
+    """Fork is not safe beside torch's threads; a server that has loaded everything starts processes as fast."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["greenroom.envs.gym", "greenroom.bench.synthetic"])  # heeded before it starts
+    return context
 
 
 def _loop(end: Connection, case: Case) -> None:
@@ -179,10 +186,7 @@ def _vector(kind: Literal["sync", "async"], case: Case, num_envs: int) -> Work:
     if kind == "sync":
         vector: gymnasium.vector.VectorEnv[Any, Any, Any] = SyncVectorEnv(build)
     else:
-        # Its default on some systems, fork, is not safe beside torch's threads; a server that has loaded everything
-        # starts the processes as fast.
-        multiprocessing.set_forkserver_preload(["greenroom.envs.gym", "greenroom.bench.synthetic"])
-        vector = AsyncVectorEnv(build, context="forkserver")
+        vector = AsyncVectorEnv(build, context=_forkserver().get_start_method())
     try:
         vector.action_space.seed(0)
         actions = [vector.action_space.sample() for _ in range(_ACTIONS)]

@@ -11,6 +11,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+BUSY = "greenroom.bench.synthetic:Busy"
+"""`Busy`, as `greenroom train` calls it."""
 _EPISODE = 200
 """Steps after which an episode is truncated."""
 _TRIALS = 7

@@ -12,7 +12,7 @@ from torch import Tensor
 from greenroom.envs.base import Environment, Snapshotable
 from greenroom.errors import EnvironmentFault
 from greenroom.spec import MASK, ArraySpec, Bounded, Discrete, MultiDiscrete
-from greenroom.types import Obs, Step, map_obs
+from greenroom.types import Obs, Step, map_obs, parts_of
 
 _TOLERANCE = 1e-4  # for ranges and sums of float32, relative to their size
 
@@ -175,7 +175,7 @@ class _Check:
         """Under equal actions all environments may agree throughout only if there is no chance in them."""
         if not is_random or self._batch < 2:
             return
-        arrays = [part for obs in course.shown for part in _parts(obs).values()]
+        arrays = [part for obs in course.shown for part in parts_of(obs).values()]
         rewards = [step.reward for step in course.steps]
         if all(torch.equal(array, array[:1].expand_as(array)) for array in [*arrays, *rewards]):
             raise self._broken("all environments draw the same random numbers; each needs a seed of its own")
@@ -200,9 +200,9 @@ class _Check:
         for name, spec in [(name, spec) for name, spec in specs.items() if spec.stack > 1]:
             frame = spec.shape[0] // spec.stack
             for number, (before, step) in enumerate(zip(course.shown, course.steps, strict=False)):
-                reached = _parts(step.obs)[name].clone()
-                reached[step.terminated | step.truncated] = _parts(step.final_obs)[name]
-                if not torch.equal(reached[:, :-frame], _parts(before)[name][:, frame:]):
+                reached = parts_of(step.obs)[name].clone()
+                reached[step.terminated | step.truncated] = parts_of(step.final_obs)[name]
+                if not torch.equal(reached[:, :-frame], parts_of(before)[name][:, frame:]):
                     title = f"obs{f' part {name!r}' if name else ''}"
                     raise self._broken(f"step {number}: the {spec.stack} frames of {title} did not move on by one")
 
@@ -258,7 +258,7 @@ class _Check:
         spec = self._spec.obs
         if isinstance(obs, dict) != isinstance(spec, dict):
             raise self._broken(f"{what} is a {type(obs).__name__}, the spec says {type(spec).__name__}")
-        parts, specs = _parts(obs), spec if isinstance(spec, dict) else {"": spec}
+        parts, specs = parts_of(obs), spec if isinstance(spec, dict) else {"": spec}
         if tuple(parts) != tuple(specs):
             raise self._broken(f"{what} has the parts {tuple(parts)}, the spec has {tuple(specs)}")
         for name, part in parts.items():
@@ -358,10 +358,6 @@ def _step_difference(one: Step, other: Step) -> str:
             return f"episodes.{name}"
     changed = [name for name, value in one.signals.items() if not torch.equal(value, other.signals[name])]
     return f"signal {changed[0]!r}" if changed else ""
-
-
-def _parts(obs: Obs) -> dict[str, Tensor]:
-    return obs if isinstance(obs, dict) else {"": obs}
 
 
 def _rows(array: Tensor, which: Tensor) -> Tensor:

@@ -21,10 +21,10 @@ from greenroom.envs.faults import BY_DEFAULT, FaultConfig
 from greenroom.envs.lost_sales import LostSales
 from greenroom.envs.model import Model, State, Transition
 from greenroom.envs.probes import PROBES
-from greenroom.envs.rows import Rows, finite, sound
+from greenroom.envs.rows import Rows, broken, finite
 from greenroom.errors import EnvironmentFault, Fault, UserError, nearest
 from greenroom.spec import Bounded, MultiDiscrete
-from greenroom.types import Obs, Step, map_obs, restart
+from greenroom.types import Obs, Step, map_obs, parts_of, restart
 
 
 class DeviceEnvironment:
@@ -172,8 +172,7 @@ class DeviceEnvironment:
         """What is seen now, just after some have begun new episodes; begun once more they would be no better."""
         obs = self.model.observe(self._state)
         if self._looks and not finite(obs):
-            parts = list(obs.values()) if isinstance(obs, dict) else [obs]
-            for index in (~torch.stack([sound(part) for part in parts]).all(0)).nonzero().flatten().tolist():
+            for index in broken(parts_of(obs).values()).nonzero().flatten().tolist():
                 what = f"environment {index}: the first observation of an episode holds NaN or infinity"
                 raise EnvironmentFault(what, index=index)
         return obs

@@ -6,19 +6,19 @@ No actions are recorded here, so such a failure cannot be done again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from greenroom.envs.faults import FaultConfig, Tolerance
 from greenroom.errors import EnvironmentFault, Fault
-from greenroom.types import Obs
+from greenroom.types import Obs, parts_of
 
 
 def finite(obs: Obs, *others: Tensor) -> bool:
     """Whether they surely hold no NaN or infinity. Asked at every step, so it takes a few microseconds."""
-    for part in (*others, *(obs.values() if isinstance(obs, dict) else (obs,))):
+    for part in (*others, *parts_of(obs).values()):
         if part.is_floating_point():
             flat = part.reshape(-1)
             # The quickest way through a tensor. The squares of huge numbers are infinite too: so only surely.
@@ -27,9 +27,9 @@ def finite(obs: Obs, *others: Tensor) -> bool:
     return True
 
 
-def sound(part: Tensor) -> Tensor:
-    """Which rows of `[B, ...]` hold neither NaN nor infinity: bool `[B]`."""
-    return part.reshape(len(part), -1).isfinite().all(1)
+def broken(parts: Iterable[Tensor]) -> Tensor:
+    """Which rows of these, `[B, ...]` each, hold NaN or infinity: bool `[B]`."""
+    return torch.stack([~part.reshape(len(part), -1).isfinite().all(1) for part in parts]).any(0)
 
 
 class Rows:
@@ -84,18 +84,18 @@ class Rows:
         """
         if finite(obs, reward):
             return None, ()
-        parts = {f"observation {name!r}": part for name, part in obs.items()} if isinstance(obs, dict) else {"": obs}
         answer = {"the reward": reward, **{f"signal {name!r}": part for name, part in signals.items()}}
-        answer |= {name or "the observation": part for name, part in parts.items() if part.is_floating_point()}
-        rows = ~torch.stack([sound(part) for part in answer.values()]).all(0)
+        answer |= {f"observation {name!r}" if name else "the observation": part for name, part in parts_of(obs).items()}
+        rows = broken(answer.values())
         indices = rows.nonzero().flatten().tolist()
         if not indices:
             return None, ()
         faults: list[Fault] = []
         for index in indices:
-            wrong = " and ".join(name for name, part in answer.items() if not bool(sound(part[index, None])))
-            what = f"environment {index}, step {step_of(index)}: {wrong} holds NaN or infinity"
-            faults.append(self._fault(index, what if beside is None else f"{what}; {beside(index)}", step_of(index)))
+            step = step_of(index)
+            wrong = " and ".join(name for name, part in answer.items() if not bool(part[index].isfinite().all()))
+            what = f"environment {index}, step {step}: {wrong} holds NaN or infinity"
+            faults.append(self._fault(index, what if beside is None else f"{what}; {beside(index)}", step))
         if not self._restarts:
             others = f"; {len(faults) - 1} other environments have failed too" if len(faults) > 1 else ""
             raise EnvironmentFault(faults[0].what + others, index=indices[0], fault=faults[0])

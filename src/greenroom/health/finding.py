@@ -89,6 +89,14 @@ def found(progress: Progress, check: str, severity: Severity, message: str, *, v
     )
 
 
+def metric(progress: Progress, name: str) -> float | None:
+    """A metric's value; None where the algorithm has none such, or has not learned yet (replays report zeros then)."""
+    value = progress.metrics.get(name)
+    if value is None or ("replay_size" in progress.metrics and float(progress.metrics.get("grad_norm", 1.0)) == 0.0):
+        return None
+    return float(value)
+
+
 def counts(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """How many findings each check has made."""
     return dict(Counter(record["check"] for record in records))

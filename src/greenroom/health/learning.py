@@ -6,7 +6,6 @@ Every class with `on_…` is a check's config: thresholds, what to do about a fi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,16 +13,8 @@ import torch
 from torch import Tensor
 
 from greenroom.health import baseline
-from greenroom.health.finding import Action, Check, Finding, Severity, Subject, found
-from greenroom.types import Progress
-
-
-def metric(progress: Progress, name: str) -> float | None:
-    """A metric's value; None where the algorithm has none such, or has not learned yet (replays report zeros then)."""
-    value = progress.metrics.get(name)
-    if value is None or ("replay_size" in progress.metrics and float(progress.metrics.get("grad_norm", 1.0)) == 0.0):
-        return None
-    return float(value)
+from greenroom.health.finding import Action, Check, Finding, Subject, found, metric
+from greenroom.types import Progress, parts_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +29,8 @@ class NonFinite:
 
         def check(progress: Progress) -> Finding | None:
             bad = [f"the metric {name}" for name, value in progress.metrics.items() if not math.isfinite(value)]
-            world = {"a reward": [progress.rollout.reward], "an observation": _parts(progress)}
+            rollout = progress.rollout
+            world = {"a reward": [rollout.reward], "an observation": list(parts_of(rollout.obs).values())}
             parts = {**world, "a parameter of the policy": subject.parameters()}
             if _broken([part for kind in parts.values() for part in kind]):
                 wrong = [name for name, kind in parts.items() if _broken(kind)]
@@ -67,125 +59,6 @@ def _place(parts: list[Tensor]) -> str:
     """Where in the rollout the first of them is: the parts are `[T, B, ...]`, or `[T+1, B, ...]`."""
     t, index = min(tuple((~part.isfinite()).nonzero()[0].tolist()[:2]) for part in parts if _broken([part]))
     return f" (environment {index}, time step {t} of the rollout)"
-
-
-def _parts(progress: Progress) -> list[Tensor]:
-    obs = progress.rollout.obs
-    return list(obs.values()) if isinstance(obs, dict) else [obs]
-
-
-@dataclass(kw_only=True)
-class Above:
-    """A quantity far above its rolling or its frozen baseline."""
-
-    name: str
-    severity: Severity
-    read: Callable[[Progress], float | None]
-    label: str
-    advice: str
-    leap: float
-    """So many times the rolling median is too much."""
-    drift: float
-    """So many times the frozen median is too much."""
-    floor: float = 0.0
-    """Below this, nothing is too much."""
-    patience: int = 1
-    """So many looks in a row."""
-    memory: dict[str, Any]
-
-    def __call__(self, progress: Progress) -> Finding | None:
-        """Compare, then learn."""
-        value = self.read(progress)
-        if value is None or not math.isfinite(value):
-            return None
-        result = None
-        if baseline.ready(self.memory):
-            lately, first = baseline.rolling(self.memory), baseline.frozen(self.memory)
-            leap, drift = self.leap * lately, self.drift * first
-            limit = max(self.floor, min(leap, drift))
-            if baseline.lasts(self.memory, value > limit, self.patience):
-                normal = f"{lately:.3g} lately and {first:.3g} at first"
-                message = f"the {self.label} is {value:.3g}; normal was {normal} (limit {limit:.3g}). {self.advice}"
-                result = found(progress, self.name, self.severity, message, value=value, limit=limit)
-        baseline.learn(self.memory, value)
-        return result
-
-
-@dataclass(frozen=True, kw_only=True)
-class GradientExplosion:
-    """The gradient's norm before clipping, far above what it was."""
-
-    on_gradient_explosion: Action = "warn"
-    """The gradient's norm explodes."""
-    gradient_leap: float = 100.0
-    """So many times its median of the last 32 looks is too much."""
-    gradient_drift: float = 1000.0
-    """So many times its median of the first looks is too much."""
-
-    def build(self, subject: Subject) -> Check:
-        """The check."""
-        return Above(
-            name="gradient_explosion",
-            severity="warning",
-            read=lambda progress: metric(progress, "grad_norm"),
-            label="gradient's norm",
-            advice="Look for a leap in rewards or observations; lower the learning rate or max_grad_norm",
-            leap=self.gradient_leap,
-            drift=self.gradient_drift,
-            memory={},
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class KlSpike:
-    """One update moves the policy much further than updates do."""
-
-    on_kl_spike: Action = "warn"
-    """An update moves the policy too far."""
-    kl_leap: float = 20.0
-    """So many times the median KL of the last 32 looks is too much."""
-    kl_drift: float = 50.0
-    """So many times the median KL of the first looks is too much."""
-    kl_floor: float = 0.3
-    """Nats; less is never too much."""
-
-    def build(self, subject: Subject) -> Check:
-        """The check."""
-        return Above(
-            name="kl_spike",
-            severity="warning",
-            read=lambda progress: metric(progress, "approx_kl"),
-            label="KL divergence between the policies before and after an update",
-            advice="Lower the learning rate or the epochs, or set a target_kl",
-            leap=self.kl_leap,
-            drift=self.kl_drift,
-            floor=self.kl_floor,
-            memory={},
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RateLeap:
-    """The learning rate itself, far above what the run was told: a slip in `greenroom set`, or in a schedule."""
-
-    on_rate_leap: Action = "warn"
-    """The learning rate leaps."""
-    rate_leap: float = 10.0
-    """So many times its median of the last 32 looks, or of the first ones, is too much, if above the configured one."""
-
-    def build(self, subject: Subject) -> Check:
-        """The check."""
-        return Above(
-            name="rate_leap",
-            severity="warning",
-            read=lambda progress: metric(progress, "learning_rate"),
-            label="learning rate",
-            advice="If nobody meant that, set it back (greenroom set RUN lr=…) and roll back",
-            leap=self.rate_leap,
-            drift=self.rate_leap,
-            floor=subject.learning_rate or 0.0,  # schedules, and rollbacks along them, stay below
-            memory={},
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

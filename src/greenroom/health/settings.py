@@ -13,14 +13,12 @@ import tyro
 
 from greenroom.errors import UserError, nearest
 from greenroom.health.finding import Action, Check, Subject
+from greenroom.health.leaps import GradientExplosion, KlSpike, RateLeap
 from greenroom.health.learning import (
     CriticBlind,
     EntropyCollapse,
-    GradientExplosion,
-    KlSpike,
     NonFinite,
     PolicyLag,
-    RateLeap,
     ThroughputDrop,
     ValueReach,
 )

@@ -15,7 +15,7 @@ from greenroom.evaluation import Evaluation
 from greenroom.health import baseline
 from greenroom.health.finding import Action, Check, Finding, Subject, found
 from greenroom.spec import MASK
-from greenroom.types import Progress, Rollout
+from greenroom.types import Progress, Rollout, parts_of
 
 _NORMAL95 = 1.96
 
@@ -289,9 +289,8 @@ class StandStill:
 
 def still(rollout: Rollout) -> Tensor:
     """bool `[B]`: the environment's observations at the rollout's start, after a step and at its end are the same."""
-    parts = rollout.obs if isinstance(rollout.obs, dict) else {"": rollout.obs}
     same = torch.ones(rollout.reward.shape[1], dtype=torch.bool, device=rollout.reward.device)
-    for name, part in parts.items():
+    for name, part in parts_of(rollout.obs).items():
         if name != MASK:
             first = part[0].flatten(1)
             same = same & (part[1].flatten(1) == first).all(1) & (part[-1].flatten(1) == first).all(1)
