@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from greenroom import checkpoint
+from greenroom import checkpoint, machine
 from greenroom.acting import Collector
 from greenroom.algorithms import ALGORITHMS
 from greenroom.algorithms.actor_critic import A2CConfig, VTraceConfig
@@ -185,6 +185,15 @@ def test_rollouts_carry_the_version_of_the_weights_that_acted() -> None:
         lags = [progress.lag for progress in train(run)]
     assert versions == list(range(10))
     assert lags == [0] * 10
+
+
+def test_whoever_loops_over_it_keeps_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr(machine, "keep_freed_memory", lambda: told.append(True))
+    run = Run(BASE)
+    next(train(run))
+    run.close()
+    assert told == [True]
 
 
 def test_double_collection_acts_in_two_halves() -> None:

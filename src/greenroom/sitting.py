@@ -27,7 +27,6 @@ from greenroom.evaluation import Evaluation
 from greenroom.examination import Examiner
 from greenroom.folder import RunFolder, read_log
 from greenroom.journal import Complaint, Journal
-from greenroom.machine import keep_freed_memory
 from greenroom.monitor import Monitor
 from greenroom.outcome import Ending, Outcome, report
 from greenroom.postmortem import Postmortems
@@ -87,7 +86,6 @@ class Sitting:
         Args:
             news: what `train(run)` yields.
         """
-        keep_freed_memory()
         evaluation, comparison = None, None
         try:
             with (

@@ -81,6 +81,7 @@ class Run:
 
 def train(run: Run) -> Iterator[Progress]:
     """Next rollout, learn, tell; until the run's steps are taken. `seconds` counts only what happens in here."""
+    machine.keep_freed_memory()
     learning = 0.0
     while not run.finished:
         start = time.perf_counter()
