@@ -15,7 +15,9 @@ import yaml
 
 from greenroom.algorithms import ALGORITHMS
 from greenroom.algorithms.actor_critic import A2CConfig
+from greenroom.algorithms.dqn import DQNConfig
 from greenroom.algorithms.ppo import PPOConfig
+from greenroom.algorithms.replaying import Drawing
 from greenroom.algorithms.rewards import Discounting
 from greenroom.cli import Train
 from greenroom.commands.options import Start
@@ -152,6 +154,12 @@ def test_impossible_runs_are_refused(changes: dict[str, Any], message: str) -> N
 
 def test_derived_sizes() -> None:
     config = RunConfig(env="x", num_envs=6, rollout_length=7, total_steps=1005)
+    for algorithm, rows in (
+        (PPOConfig(minibatches=6), 7),
+        (A2CConfig(), 42),
+        (DQNConfig(drawing=Drawing(batch_size=96)), 96),
+    ):
+        assert dataclasses.replace(config, algorithm=algorithm).steps_per_gradient == rows
     assert (config.steps_per_update, config.save_interval, config.algo) == (42, 100, "ppo")
     assert dataclasses.replace(config, save_every=8).save_interval == 8
     assert dataclasses.replace(config, total_steps=3).save_interval == 1

@@ -33,6 +33,7 @@ from greenroom.measure import Rate
 from greenroom.memory import Memory
 from greenroom.networks import Mlp
 from greenroom.policy import PolicyConfig
+from greenroom.threads import limited
 
 OWN = RunConfig(
     env="gym_envs:Counter",
@@ -323,6 +324,16 @@ def test_a_real_diagnosis_leaves_everything_as_it_was() -> None:
     assert result.stage == "inline" and len(said) == 4
     assert min(one.steps_per_second for one in (result.single, result.environment, result.learner, result.own)) > 0
     assert result.shortened == ""
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("collect", ["sync", "overlap"])
+def test_threads_that_a_run_was_not_told_are_those_that_it_takes(collect: Any) -> None:
+    config = dataclasses.replace(OWN, env="CartPole-v1", threads=0, collect=collect)
+    with limited(2), OpenRuns(1e-9) as runs:
+        assert runs.settled(config) == dataclasses.replace(config, threads=1), "so small that one is enough"
+        assert runs.settled(dataclasses.replace(config, threads=3)).threads == 3
+        assert torch.get_num_threads() == 2
 
 
 def test_long_rollouts_are_measured_with_short_ones() -> None:

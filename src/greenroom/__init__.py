@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 if "OMP_WAIT_POLICY" not in _os.environ:
     # Threads of tensor operations look for their next task in a busy loop, by default for milliseconds: time that
-    # simulators on the same cores lack. Long enough for one operation after another, too short to be in the way. Read
-    # when torch is loaded; whoever loads it before greenroom decides.
-    _os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+    # simulators, or other programs, on the same cores lack. Long enough for one operation after another, too short to
+    # be in the way: six times as long is no faster where nothing else runs, and where something does, a thread that
+    # waits for another keeps the core that the other one needs. Read when torch is loaded; whoever loads it before
+    # greenroom decides.
+    _os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 if TYPE_CHECKING:
     from greenroom.comparison import compare as compare

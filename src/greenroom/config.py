@@ -70,7 +70,7 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the learner computes; `auto`: a GPU if there is one."""
     threads: int = 0
-    """CPU threads of tensor operations; 0: torch's own choice."""
+    """CPU threads of tensor operations; 0: one where a gradient step has little to compute, else up to one a core."""
     algorithm: AlgorithmConfig = field(default_factory=PPOConfig)
     """The learning algorithm."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -117,6 +117,14 @@ class RunConfig:
     def steps_per_update(self) -> int:
         """Agent steps per rollout, T·B."""
         return self.num_envs * self.rollout_length
+
+    @property
+    def steps_per_gradient(self) -> int:
+        """Steps that one gradient step learns from: a batch from a replay, a minibatch, or all of the rollout."""
+        algorithm: Any = self.algorithm
+        if hasattr(algorithm, "drawing"):
+            return int(algorithm.drawing.batch_size)
+        return self.steps_per_update // int(getattr(algorithm, "minibatches", 1))
 
     @property
     def save_interval(self) -> int:

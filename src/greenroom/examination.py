@@ -17,6 +17,7 @@ from greenroom.evaluation import Evaluation, evaluate
 from greenroom.folder import RunFolder
 from greenroom.policy import Policy
 from greenroom.seeding import derive
+from greenroom.threads import limited, worthwhile
 from greenroom.training import Say, choose_device, make_policy
 from greenroom.video import record
 
@@ -139,12 +140,14 @@ def examine(
         UserError: not a run, no checkpoint, or an environment that cannot be built or rendered.
     """
     config, policy = load_policy(run_dir, which=which)
+    device = choose_device(config)
     environment = evaluation_environment(config, episodes)
     try:
-        evaluation = evaluate(policy, environment, episodes=episodes, seed=seed, greedy=greedy)
+        threads = worthwhile(policy, environment.spec, environment.num_envs, device=device)
+        with limited(threads):
+            evaluation = evaluate(policy, environment, episodes=episodes, seed=seed, greedy=greedy)
     finally:
         environment.close()
-    device = choose_device(config)
     comparison = baselines.report(policy, config.env, config.env_kwargs, seed=seed, device=device) if greedy else None
     path = None
     if video:

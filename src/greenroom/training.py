@@ -18,9 +18,12 @@ from greenroom.overlap import Overlapped
 from greenroom.policy import Policy, Precision
 from greenroom.seeding import derive
 from greenroom.spec import EnvSpec
+from greenroom.threads import crowding, worthwhile
 from greenroom.types import Progress
 
 Say = Callable[[str], None]
+_CROWDED = 2.0
+"""How many times as long as one thread several may take before a user is told of it."""
 
 
 class Run:
@@ -29,13 +32,15 @@ class Run:
     def __init__(self, config: RunConfig, *, say: Say = print) -> None:
         self.config = config
         self.device = choose_device(config)
-        if config.threads:
-            torch.set_num_threads(config.threads)
         groups = make_groups(config, self.device, say)
+        self._threads_before = torch.get_num_threads()
         try:
+            if config.threads:
+                torch.set_num_threads(config.threads)
             with torch.random.fork_rng():
                 torch.manual_seed(derive(config.seed, "initialisation"))
                 policy = make_policy(config, groups[0].spec, self.device, say)
+            torch.set_num_threads(choose_threads(config, policy, groups[0].spec, self.device, say))
             self.algorithm = config.algorithm.build(
                 policy,
                 spec=groups[0].spec,
@@ -48,6 +53,7 @@ class Run:
         except BaseException:
             for group in groups:
                 group.close()
+            torch.set_num_threads(self._threads_before)
             raise
         self.env_steps = 0
         self.updates = 0
@@ -75,8 +81,9 @@ class Run:
         self.env_steps, self.updates, self.seconds = state["env_steps"], state["updates"], state["seconds"]
 
     def close(self) -> None:
-        """Close the environments."""
+        """Close the environments, and leave torch the threads that it had."""
         self.collector.close()
+        torch.set_num_threads(self._threads_before)
 
 
 def train(run: Run) -> Iterator[Progress]:
@@ -173,6 +180,20 @@ def require_cuda() -> None:
     """
     if not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU here; use --device cpu, or install a CUDA build of torch")
+
+
+def choose_threads(config: RunConfig, policy: Policy, spec: EnvSpec, device: torch.device, say: Say) -> int:
+    """How many CPU threads tensor operations get."""
+    most = torch.get_num_threads()
+    count = config.threads or worthwhile(policy, spec, config.steps_per_gradient, device=device)
+    if count < most:
+        say(f"threads: {count} of {most} (a gradient step has little to compute; --threads {most} uses them all)")
+    if device.type == "cpu" and count > 1 and (slower := crowding(count)) > _CROWDED:
+        say(
+            f"this machine is busy with something else: {count} threads take {slower:.1f} times as long as one for the "
+            "same small operation; while that lasts, --threads 1 is faster"
+        )
+    return count
 
 
 def choose_layout(config: RunConfig, precision: Precision, device: torch.device) -> torch.memory_format:

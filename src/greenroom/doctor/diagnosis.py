@@ -167,6 +167,7 @@ def diagnose(config: RunConfig, *, seconds: float = 40.0, say: Say = say_nothing
     vitals = watch(own.env, own.env_kwargs)
     with OpenRuns(seconds) as runs:
         own, shortened = runs.measurable(own)
+        own = runs.settled(own)
         say("trying other settings …")
         best, trials, complete = search(own, runs.trial, cores=cores, in_time=lambda: runs.elapsed < _SEARCH_ENDS)
         say("measuring one environment, all of them, the learner and the whole loop, each alone …")

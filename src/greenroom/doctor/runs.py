@@ -110,6 +110,14 @@ class OpenRuns:
             f"takes {update:.1f} s"
         )
 
+    def settled(self, config: RunConfig) -> RunConfig:
+        """The run with the number of threads that it takes by itself, where it was not told one."""
+        if config.threads:
+            return config
+        alike = replace(config, collect="sync", lag=1)  # of `overlap`, a thread is lent to collecting
+        self._work(alike)
+        return replace(config, threads=self._open[_key(alike)][1])
+
     def _rates(self, configs: Sequence[RunConfig], care: _Care, needed: int | None = None) -> list[Rate | UserError]:
         works: dict[str, Work] = {}
         problems: dict[str, UserError] = {}
@@ -141,7 +149,7 @@ class OpenRuns:
             self._open[key] = work, threads
         work, threads = self._open[key]
         if config.collect != "overlap":
-            threads = config.threads or self._threads
+            threads = config.threads or threads
         return _lent(work, threads)
 
     def _close(self, keys: Iterable[str]) -> None:

@@ -184,11 +184,11 @@ def _actors(config: RunConfig, own: Rate, trials: Sequence[Trial]) -> Iterator[S
             f"{best.gain:.2f}× as fast with {best.config.num_envs}",
             remedy=f"--num-envs {best.config.num_envs}, if the data of more actors suit: it changes learning",
         )
-    rows = config.steps_per_update // getattr(config.algorithm, "minibatches", 1)
-    if hasattr(config.algorithm, "minibatches") and rows < _SMALL_MINIBATCH:
+    if hasattr(config.algorithm, "minibatches") and config.steps_per_gradient < _SMALL_MINIBATCH:
         yield Symptom(
             what="small minibatches",
-            measured=f"{rows} steps each; learning costs {own.microseconds.get('learn', 0.0):.0f} µs a step",
+            measured=f"{config.steps_per_gradient} steps each; "
+            f"learning costs {own.microseconds.get('learn', 0.0):.0f} µs a step",
             remedy="fewer --minibatches, or a longer --rollout-length: it changes learning",
         )
 
