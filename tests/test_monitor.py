@@ -262,6 +262,16 @@ def test_evaluations_are_compared_by_their_intervals() -> None:
     assert finding is not None and "was 100 at best (95 … 105)" in finding.message
 
 
+def test_what_was_gained_before_the_first_evaluation_counts_too() -> None:
+    check = collapse()
+    for n in range(1, 7):
+        assert tell(check, news(n, episodes=ended([10.0 + n % 2] * 20))) is None
+    for n, (mean, told) in enumerate(((100.0, False), (40.0, False), (20.0, True)), start=7):
+        check.evaluated(evaluation(mean, 0.0))
+        finding = check(news(n))
+        assert (finding is not None) == told, f"of the 90 from 10 to 100, {100 - mean:g} are lost"
+
+
 def test_a_constraints_cost_is_compared_with_its_budget() -> None:
     check = world.Constraint({"cost": 5.0}, 100)
     assert all(tell(check, news(n, episodes=ended([1.0] * 4, cost=[4.0, 5.0, 6.0, 4.5]))) is None for n in range(30))

@@ -138,7 +138,9 @@ class Returns:
         memory = self.memory[kind]
         if not memory:
             return None
-        (first, *_), (best, low, high), (now, _, reach) = memory["first"], memory["best"], memory["now"]
+        (best, low, high), (now, _, reach) = memory["best"], memory["now"]
+        # The first evaluation comes when much may have been learned already: what had to be gained shows in training.
+        first = min(known["first"][0] for known in (memory, self.memory["training"]) if known)
         # Where nothing was learned yet, chance alone is what the fall has to exceed.
         limit = min(best - self.share * (best - first), best - 4.0 * (high - low))
         if not (now < limit and reach < low):
