@@ -35,7 +35,7 @@ lint: $(TEST) ## Style, format, types and the floors that modules may import fro
 
 bench: $(TEST) ## Half an hour on an idle machine: ratios of speed, into docs/performance.md.
 	PYTHON=$(BIN)/python benchmarks/set_up.sh sb3
-	$(BIN)/greenroom bench $(or $(ARGS),atari simulators device scale doctor) --output docs/results/bench
+	$(BIN)/greenroom bench $(or $(ARGS),atari simulators device scale doctor busy) --output docs/results/bench
 	$(BIN)/python benchmarks/page.py
 
 bench-peers: $(TEST) ## The same beside other frameworks; installs each into an environment of its own.

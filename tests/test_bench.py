@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import page
-from greenroom.bench import loops, once, peers, promises, scale, simulators, suites, synthetic
+from greenroom.bench import busy, loops, once, peers, promises, scale, simulators, suites, synthetic
 from greenroom.bench.report import Cell, Findings, Report, Settings, Table, read, shown
 from greenroom.bench.scripts import Answer, ask
 from greenroom.bench.simulators import Case
@@ -235,7 +237,7 @@ def test_peers_are_compared_with_the_best_of_greenroom(monkeypatch: pytest.Monke
 
 
 def test_what_peers_are_told_is_what_greenroom_does() -> None:
-    for task, own in ((peers._PPO, peers._atari("atari-ppo", peers._PPO)), (peers._CARTPOLE, peers._cartpole())):
+    for task, own in ((peers._PPO, peers._atari("atari-ppo", peers._PPO)), (peers.CARTPOLE, peers.cartpole())):
         for config in own.values():
             algorithm: Any = config.algorithm
             told = (task.num_envs, task.rollout_length, task.epochs, task.minibatches)
@@ -377,6 +379,39 @@ def test_a_promise_is_put_beside_what_comes_of_it(monkeypatch: pytest.MonkeyPatc
     assert number(column(table, "farthest off")["lost-sales, PPO"]) == pytest.approx(0.2)
     assert column(table, "suggestion")["CartPole-v1, PPO"] == "--num-workers 2"
     assert column(table, "suggestion")["Atari Pong, PAAC"] == "it is out" and ratios["Atari Pong, PAAC"] is None
+
+
+def test_a_run_beside_busy_programs_is_put_beside_the_same_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    here: list[int] = []
+
+    @contextmanager
+    def programs(count: int) -> Iterator[None]:
+        here.append(count)
+        yield
+        here.clear()
+
+    def ask_own(config: RunConfig, settings: Settings) -> Answer | str:
+        speed = 900.0 if config.threads == 1 else 1000.0
+        return answering(speed / (1 if not here else 2 if config.threads == 1 else 50), resident=1.0)()
+
+    monkeypatch.setattr(busy, "busy_programs", programs)
+    monkeypatch.setattr(busy, "available_cores", lambda: 8)
+    monkeypatch.setattr(busy, "ask_own", ask_own)
+    monkeypatch.setattr(busy, "ask_peer", lambda script, task, settings: f"{script} is not installed")
+    (table,) = busy.busy(TINY).tables
+    shares = [(row[1], row[4]) for row in table.rows]
+    assert shares == [*[("by itself", 0.02), ("1", 0.5), ("8", 0.02)] * 3, ("torch's own", None)]
+    assert table.rows[-1][-1] == "sb3 is not installed" and table.rows[0][2:4] == (1000.0, 20.0)
+
+
+def test_busy_programs_compute_and_end() -> None:
+    with busy.busy_programs(2) as programs:
+        assert len(programs) == 2
+        for program in programs:  # the 14th field is its time on a core, in hundredths of a second
+            while int(Path(f"/proc/{program.pid}/stat").read_text().split()[13]) < 5:
+                assert program.poll() is None
+                time.sleep(0.01)
+    assert all(program.returncode == -signal.SIGKILL for program in programs)
 
 
 @pytest.mark.parametrize("case", promises.cases(), ids=lambda case: case.name)

@@ -57,7 +57,7 @@ class Task:
 
 _A2C = Task(task="atari-a2c", num_envs=32, rollout_length=5)
 _PPO = Task(task="atari-ppo", num_envs=32, rollout_length=32, epochs=4, minibatches=4)
-_CARTPOLE = Task(task="cartpole-ppo", num_envs=64, rollout_length=32, epochs=4, minibatches=4)
+CARTPOLE = Task(task="cartpole-ppo", num_envs=64, rollout_length=32, epochs=4, minibatches=4)
 
 
 def peers(settings: Settings) -> Findings:
@@ -65,7 +65,7 @@ def peers(settings: Settings) -> Findings:
     found = Findings()
     found += compared("A2C, Atari Pong, NatureCNN, 32 actors, 5 steps", _A2C, _atari("paac", _A2C), settings)
     found += compared("PPO, 4 epochs, Atari Pong, NatureCNN, 32 actors", _PPO, _atari("atari-ppo", _PPO), settings)
-    found += compared("PPO, 4 epochs, CartPole, 64 × 64, 64 actors", _CARTPOLE, _cartpole(), settings)
+    found += compared("PPO, 4 epochs, CartPole, 64 × 64, 64 actors", CARTPOLE, cartpole(), settings)
     return found
 
 
@@ -144,11 +144,11 @@ def _atari(name: str, task: Task) -> dict[str, RunConfig]:
     return {way: dataclasses.replace(base, collect=way) for way in WAYS}
 
 
-def _cartpole() -> dict[str, RunConfig]:
+def cartpole() -> dict[str, RunConfig]:
     """Two networks of 64 × 64 on the three CartPoles that greenroom has."""
     base = dataclasses.replace(preset("classic-ppo", "CartPole-v1"), policy=PolicyConfig(separate_value=True))
     names = {"tensors": "cartpole", "EnvPool": "envpool:CartPole-v1", "Gymnasium": "CartPole-v1"}
-    return {name: _sized(dataclasses.replace(base, env=env), _CARTPOLE) for name, env in names.items()}
+    return {name: _sized(dataclasses.replace(base, env=env), CARTPOLE) for name, env in names.items()}
 
 
 def _sized(config: RunConfig, task: Task) -> RunConfig:

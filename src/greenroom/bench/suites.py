@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from greenroom.bench.busy import busy
 from greenroom.bench.loops import atari, device
 from greenroom.bench.peers import peers
 from greenroom.bench.promises import promises
@@ -61,6 +62,9 @@ SUITES: dict[str, Suite] = {
         seconds=10,
         repeats=2,
         learns=False,
+    ),
+    "busy": Suite(
+        about="a run beside other programs that keep every core busy", measure=busy, seconds=5, repeats=1, learns=False
     ),
     "peers": Suite(
         about="A2C and PPO beside other frameworks, each at its best", measure=peers, seconds=8, repeats=2, learns=False
