@@ -372,7 +372,7 @@ def log(folder: Path, rows: Sequence[tuple[float, dict[str, float]]], **config: 
     seconds, lines = 0.0, []
     for number, (spent, split) in enumerate(rows, start=1):
         seconds += spent
-        parts = {f"time/{name}": split.get(name, 0.0) for name in ("env", "act", "learn", "wait")}
+        parts = {f"time/{name}": spent for name, spent in ({"env": 0, "act": 0, "learn": 0, "wait": 0} | split).items()}
         lines.append(json.dumps({"env_steps": 100 * number, "seconds": seconds, **parts}))
     (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
     return folder
@@ -413,6 +413,28 @@ def test_a_run_that_slows_down(tmp_path: Path) -> None:
 def test_a_steady_run_is_not_slowing_down(tmp_path: Path) -> None:
     result = explain(log(tmp_path / "run", [(1.0, {"env": 0.5})] * 7))
     assert result.trend == 1.0 and result.to_json()["slower"] is None
+
+
+@pytest.mark.parametrize(
+    ("cpu", "learn", "gpus", "expected"),
+    [
+        (0.3, 0.9, [], (0.3, 1.0)),
+        (0.8, 0.9, [], None),
+        (1.7, 0.9, [], None),
+        (0.2, 0.1, [], None),  # it waits for environments in other processes
+        (0.3, 0.9, ["a GPU"], None),
+        (None, 0.9, [], None),
+    ],
+)
+def test_a_run_that_is_kept_from_its_core(cpu: Any, learn: float, gpus: Any, expected: Any, tmp_path: Path) -> None:
+    parts = {"act": 0.1, "learn": learn} | ({} if cpu is None else {"cpu": cpu})
+    folder = log(tmp_path / "run", [(1.0, parts)] * 4)
+    (folder / "environment.json").write_text(json.dumps({"gpus": gpus}))
+    result = explain(folder)
+    assert result.starved == (expected and pytest.approx(expected))
+    assert result.to_json()["starved"] == (expected is not None)
+    assert (expected is not None) == any("--threads 1" in line for line in result.remedies)
+    assert ("starved: it had 0.30 of a core" in shown(result)) == (expected is not None)
 
 
 def test_logs_that_tell_nothing(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,7 @@ def test_the_run_folder_is_complete(tmp_path: Path) -> None:
     assert last["steps_per_second"] > 0
     split = [last[f"time/{name}"] for name in ("env", "act", "wait", "learn")]
     assert all(value >= 0 for value in split)
+    assert 0 < sum(record["time/cpu"] for record in metrics) <= time.process_time()
     assert sum(split) == pytest.approx(seconds[-1] - seconds[-2], rel=0.2)
     for name in ("policy_loss", "value_loss", "entropy", "grad_norm", "learning_rate"):
         assert math.isfinite(last[f"loss/{name}"])

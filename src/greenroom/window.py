@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from typing import Any
 
@@ -23,6 +24,7 @@ class Window:
         self._latest: Progress | None = None
         self._start = (0, 0.0)
         self._split: dict[str, float] = {}
+        self._computed = 0.0
         self.unlogged = False
         """Whether an update came after the last line."""
 
@@ -32,6 +34,7 @@ class Window:
             # The first update of a sitting also pays for warming up; its rate is measured from the next line on.
             self._start = (progress.env_steps, progress.seconds)
             self._split = dict.fromkeys(progress.time_split, 0.0) | self._split
+            self._computed = time.process_time()
         self._latest, self.unlogged = progress, True
         ended = progress.rollout.episodes
         self._returns.extend(ended.returns.tolist())
@@ -53,6 +56,9 @@ class Window:
         self.unlogged = False
         steps, seconds = latest.env_steps - self._start[0], latest.seconds - self._start[1]
         split = {f"time/{name}": total - self._split[name] for name, total in latest.time_split.items()}
+        # Less than what passed in acting and learning: this process was kept from its core.
+        before, self._computed = self._computed, time.process_time()
+        split["time/cpu"] = self._computed - before
         self._start, self._split = (latest.env_steps, latest.seconds), dict(latest.time_split)
         losses = {name: float(value) for name, value in latest.metrics.items()}
         return {

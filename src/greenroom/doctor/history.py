@@ -22,6 +22,9 @@ _FALLING, _RISING = 0.9, 1.1
 _WAITS = 0.1
 """Share of the time that a learner may wait for rollouts and still be called the bottleneck."""
 
+_STARVED = 0.7
+"""Share of the cores that acting and learning alone have work for: less means that others have them."""
+
 Bottleneck = Literal["the environment", "acting", "learning", "the loop itself"]
 _REMEDIES: dict[Bottleneck, tuple[str, ...]] = {
     "the environment": (
@@ -47,6 +50,9 @@ _REMEDIES: dict[Bottleneck, tuple[str, ...]] = {
 }
 
 
+_UNCROWD = "end what else is running, or give the run one thread (--threads 1), which has nobody to wait for"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Period:
     """Some lines of a log, taken together."""
@@ -55,6 +61,8 @@ class Period:
     seconds: float
     split: dict[str, float]
     """Seconds in each part."""
+    cpu: float | None = None
+    """Seconds that cores worked for the process, all its threads together, evaluations included; None: not known."""
 
     @property
     def rate(self) -> float:
@@ -80,6 +88,18 @@ class Explanation:
     last: Period
     """… and the last third; the same as `first` where there are too few lines."""
     bottleneck: Bottleneck
+    gpu: bool
+    """Whether there was one, and so a process that waits for it."""
+
+    @property
+    def starved(self) -> tuple[float, float] | None:
+        """Cores that the process had and could have used for acting and learning alone, where it had too little."""
+        whole = self.whole
+        if whole.cpu is None or self.gpu:
+            return None
+        had = whole.cpu / whole.seconds
+        wanted = min(1.0, (whole.split["act"] + whole.split["learn"]) / whole.seconds)
+        return (had, wanted) if had < _STARVED * wanted else None
 
     @property
     def trend(self) -> float:
@@ -95,7 +115,8 @@ class Explanation:
     @property
     def remedies(self) -> tuple[str, ...]:
         """What to try."""
-        return tuple(line for line in _REMEDIES[self.bottleneck] if f"--collect {self.collect}" not in line)
+        lines = _REMEDIES[self.bottleneck] if self.starved is None else (_UNCROWD, *_REMEDIES[self.bottleneck])
+        return tuple(line for line in lines if f"--collect {self.collect}" not in line)
 
     def to_json(self) -> dict[str, object]:
         """All of it as plain values."""
@@ -111,6 +132,8 @@ class Explanation:
             "trend": self.trend,
             "slower": self.slower if self.trend < _FALLING else None,
             "bottleneck": self.bottleneck,
+            "cpu_seconds": self.whole.cpu,
+            "starved": self.starved is not None,
             "remedies": list(self.remedies),
         }
 
@@ -119,6 +142,12 @@ class Explanation:
         whole = self.whole
         title = f"{self.env} with {self.algo}: {count(whole.rate)} steps/s over {count(whole.steps)} steps"
         lines = [f"bound by {self.bottleneck}"]
+        if self.starved is not None:
+            had, wanted = self.starved
+            lines.append(
+                f"starved: it had {had:.2f} of a core, where acting and learning alone had work for {wanted:.2f}: "
+                "other programs have the cores, and threads wait for each other"
+            )
         if self.trend < _FALLING:
             before, after = self.first.microseconds[self.slower], self.last.microseconds[self.slower]
             lines.append(
@@ -142,6 +171,7 @@ def explain(run_dir: str | Path) -> Explanation:
     """
     folder = RunFolder.open(Path(run_dir))
     config = read_config(folder)
+    machine = json.loads(folder.environment.read_text(encoding="utf-8")) if folder.environment.exists() else {}
     windows = _windows(folder.metrics)
     collect = str(config.get("collect", "sync"))
     third = max(1, len(windows) // 3)
@@ -154,6 +184,7 @@ def explain(run_dir: str | Path) -> Explanation:
         first=_together(windows[:third]),
         last=_together(windows[-third:]),
         bottleneck=bottleneck(whole, collect),
+        gpu=config.get("device") != "cpu" and bool(machine.get("gpus")),
     )
 
 
@@ -186,7 +217,12 @@ def _windows(path: Path) -> list[Period]:
         try:
             record = json.loads(line)
             split = {name: float(record[f"time/{name}"]) for name in PARTS}
-            window = Period(steps=record["env_steps"] - steps, seconds=record["seconds"] - seconds, split=split)
+            window = Period(
+                steps=record["env_steps"] - steps,
+                seconds=record["seconds"] - seconds,
+                split=split,
+                cpu=record.get("time/cpu"),  # older logs do not tell
+            )
         except (ValueError, KeyError, TypeError) as error:
             if number < len(lines):
                 raise UserError(f"{path}, line {number} is not a log line; mend or delete it") from error
@@ -200,8 +236,10 @@ def _windows(path: Path) -> list[Period]:
 
 
 def _together(windows: Sequence[Period]) -> Period:
+    known = [window.cpu for window in windows if window.cpu is not None]
     return Period(
         steps=sum(window.steps for window in windows),
         seconds=sum(window.seconds for window in windows),
         split={name: sum(window.split[name] for window in windows) for name in PARTS},
+        cpu=sum(known) if len(known) == len(windows) else None,
     )
