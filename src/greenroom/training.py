@@ -22,7 +22,7 @@ from greenroom.threads import crowding, worthwhile
 from greenroom.types import Progress
 
 Say = Callable[[str], None]
-_CROWDED = 2.0
+_CROWDED = 1.5
 """How many times as long as one thread several may take before a user is told of it."""
 
 
