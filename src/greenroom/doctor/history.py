@@ -48,8 +48,6 @@ _REMEDIES: dict[Bottleneck, tuple[str, ...]] = {
         "`greenroom train … --profile` shows what the time between the parts goes to",
     ),
 }
-
-
 _UNCROWD = "end what else is running, or give the run one thread (--threads 1), which has nobody to wait for"
 
 
@@ -171,7 +169,6 @@ def explain(run_dir: str | Path) -> Explanation:
     """
     folder = RunFolder.open(Path(run_dir))
     config = read_config(folder)
-    machine = json.loads(folder.environment.read_text(encoding="utf-8")) if folder.environment.exists() else {}
     windows = _windows(folder.metrics)
     collect = str(config.get("collect", "sync"))
     third = max(1, len(windows) // 3)
@@ -184,7 +181,7 @@ def explain(run_dir: str | Path) -> Explanation:
         first=_together(windows[:third]),
         last=_together(windows[-third:]),
         bottleneck=bottleneck(whole, collect),
-        gpu=config.get("device") != "cpu" and bool(machine.get("gpus")),
+        gpu=config.get("device") != "cpu" and _had_gpus(folder.environment),
     )
 
 
@@ -233,6 +230,14 @@ def _windows(path: Path) -> list[Period]:
     if not windows:
         raise UserError(f"{path.parent} has logged nothing yet; let it train a little longer")
     return windows[1:] or windows
+
+
+def _had_gpus(environment: Path) -> bool:
+    """Whether the machine that a run began on had any; not if that is not known."""
+    try:
+        return bool(json.loads(environment.read_text(encoding="utf-8"))["gpus"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _together(windows: Sequence[Period]) -> Period:
