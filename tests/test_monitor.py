@@ -170,6 +170,18 @@ def test_each_check_finds_what_it_is_for_and_nothing_before(
     assert finding.updates >= 61 and finding.env_steps == finding.updates * T * B
 
 
+@pytest.mark.parametrize(("wins", "told"), [(0, True), (2, False)])
+def test_a_game_that_is_learned_does_not_change_its_sign(wins: int, told: bool) -> None:
+    """Of 20 points that are played between two looks `wins` are won; then all but as many."""
+    check = world.RewardShift().build(subject())
+    lost, won = torch.zeros(T * B), torch.zeros(T * B)
+    lost[:20], won[:20] = -1.0, 1.0
+    lost[:wins], won[:wins] = 1.0, -1.0
+    for n in range(1, 61):
+        assert check(news(n, reward=lost.reshape(T, B))) is None
+    assert (check(news(61, reward=won.reshape(T, B))) is not None) == told
+
+
 def test_nan_in_the_policy_is_found() -> None:
     check = learning.NonFinite().build(subject(parameters=lambda: [torch.tensor([1.0, math.nan])]))
     finding = check(news(1))

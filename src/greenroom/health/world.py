@@ -18,6 +18,8 @@ from greenroom.spec import MASK
 from greenroom.types import Progress, Rollout, parts_of
 
 _NORMAL95 = 1.96
+_ONE_SIGN = 0.9
+"""Mean reward as a share of the mean size of rewards, from which on they count as of one sign."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +64,14 @@ class _Rewards:
         return found(progress, "reward_shift", "critical", message, value=size, limit=limit)
 
     def _turned(self, progress: Progress, mean: float) -> Finding | None:
-        """Whether rewards that clearly had one sign have the other one now, in the same size."""
+        """Whether rewards that clearly had one sign have the other one now, in about the same size."""
         memory = self.memory["mean"]
         if not baseline.ready(memory):
             return None
         lately, spread = baseline.rolling(memory), baseline.spread(memory)
-        turned = mean * lately < 0.0 and abs(mean) > 0.5 * abs(lately) and abs(lately) > 5.0 * spread
-        if not turned:
+        # A game that is won and lost has rewards of both signs, and their mean turns when it is learned.
+        one_sign = abs(lately) > _ONE_SIGN * baseline.rolling(self.memory["size"]) and abs(lately) > 5.0 * spread
+        if not (one_sign and mean * lately < 0.0 and abs(mean) > 0.5 * abs(lately)):
             return None
         message = (
             f"the mean reward is {mean:.3g}, and was {lately:.3g} with a spread of {spread:.2g} until the look before: "
