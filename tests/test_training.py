@@ -78,13 +78,11 @@ each_variant = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS
 
 @contextlib.contextmanager
 def running(config: RunConfig) -> Iterator[Run]:
-    threads = torch.get_num_threads()
     run = Run(config, say=lambda line: None)
     try:
         yield run
     finally:
         run.close()
-        torch.set_num_threads(threads)  # overlapping divides the processor's threads
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:

@@ -143,8 +143,7 @@ def examine(
     device = choose_device(config)
     environment = evaluation_environment(config, episodes)
     try:
-        threads = worthwhile(policy, environment.spec, environment.num_envs, device=device)
-        with limited(threads):
+        with limited(worthwhile(policy, environment.spec, environment.num_envs, device=device)):
             evaluation = evaluate(policy, environment, episodes=episodes, seed=seed, greedy=greedy)
     finally:
         environment.close()

@@ -30,6 +30,7 @@ from greenroom.errors import EnvironmentFault, UserError
 from greenroom.machine import available_cores, keep_freed_memory
 from greenroom.seeding import derive, generator
 from greenroom.spec import MASK
+from greenroom.threads import limited
 from greenroom.training import Run, Say, choose_device, make_groups, train
 from greenroom.types import Obs, Rollout, map_obs, restart
 
@@ -158,15 +159,11 @@ class _Meter:
 
     def take(self, seconds: float) -> None:
         """One slice: at least one part of the work, and parts until `seconds` have passed."""
-        outer = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
-        try:
+        with limited(self._threads):
             # The first of all begins with building what is measured, and warms up memory, threads and kernels.
             self._parts(_LEAD_IN * seconds if self._slices else seconds)
             self._slices.append(self._parts(seconds))
-        finally:
             self._threads = torch.get_num_threads()  # building a run sets it
-            torch.set_num_threads(outer)
 
     def _parts(self, seconds: float) -> tuple[float, Part]:
         _wait_for_device()
@@ -197,11 +194,8 @@ class _Meter:
         )
 
     def close(self) -> None:
-        outer = torch.get_num_threads()
-        try:
+        with limited(torch.get_num_threads()):
             self._work.close()
-        finally:
-            torch.set_num_threads(outer)
 
 
 def _wait_for_device() -> None:

@@ -7,41 +7,34 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 
 from greenroom.bench.peers import CARTPOLE, ask_own, ask_peer, cartpole
 from greenroom.bench.report import Cell, Findings, Settings, Table
-from greenroom.bench.scripts import Answer
+from greenroom.bench.scripts import Answer, in_turn
 from greenroom.machine import available_cores
 from greenroom.presets import preset
 
+Ask = Callable[[], Answer | str]
 _PROGRAM = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    sum(range(100_000))\n"
 """Computes as long as whoever started it lives."""
 
 
 def busy(settings: Settings) -> Findings:
     """Each run alone and beside others, in turn, with different numbers of threads; each in a process of its own."""
+    runs = _runs(settings)
+    asks: dict[tuple[str, str, str], Ask] = {}
+    for run, ask in runs.items():
+        asks |= {(*run, "alone"): ask, (*run, "beside"): partial(_beside, ask)}
+    answers, reasons = in_turn(asks, settings.repeats)
+    slices = {asked: [answer.steps_per_second for answer in given] for asked, given in answers.items()}
+    medians = {asked: statistics.median(rates) for asked, rates in slices.items() if rates}
     rows: list[tuple[Cell, ...]] = []
-    slices: dict[str, list[float]] = {}
-    places: dict[str, Callable[[], AbstractContextManager[object]]] = {
-        "alone": nullcontext,
-        "beside": partial(busy_programs, available_cores()),
-    }
-    for name, threads, ask in _asked(settings):
-        rates: dict[str, list[float]] = {where: [] for where in places}
-        note = None
-        for _ in range(settings.repeats):
-            for where, programs in places.items():
-                with programs():
-                    answer = ask()
-                if isinstance(answer, str):
-                    note = answer
-                else:
-                    rates[where].append(answer.steps_per_second)
-        slices |= {f"{name}, threads {threads}, {where}": found for where, found in rates.items()}
-        alone, beside = (statistics.median(found) if found else None for found in rates.values())
-        rows.append((name, threads, alone, beside, beside / alone if alone and beside else None, note))
+    for run in runs:
+        alone, beside = medians.get((*run, "alone")), medians.get((*run, "beside"))
+        note = reasons.get((*run, "beside"), reasons.get((*run, "alone")))
+        rows.append((*run, alone, beside, beside / alone if alone and beside else None, note))
     table = Table(
         title="Beside other programs",
         about="Agent steps per second, learning included, alone and beside one busy Python program for each core, of "
@@ -49,21 +42,29 @@ def busy(settings: Settings) -> Findings:
         headings=("run", "threads", "alone", "beside them", "share kept", "note"),
         rows=tuple(rows),
     )
-    return Findings(tables=(table,), slices=slices)
+    named = {f"{name}, threads {threads}, {where}": rates for (name, threads, where), rates in slices.items()}
+    return Findings(tables=(table,), slices=named)
 
 
-def _asked(settings: Settings) -> Iterator[tuple[str, str, Callable[[], Answer | str]]]:
-    """Runs by name and threads, each with how to ask for its speed."""
-    runs = {
+def _runs(settings: Settings) -> dict[tuple[str, str], Ask]:
+    """How to ask for the speed of each, by name and threads."""
+    configs = {
         "CartPole-v1, PPO": cartpole()["Gymnasium"],
         "lost-sales, PPO": preset(None, "lost-sales"),
         "Atari Pong, PAAC": preset("paac", "ALE/Pong-v5"),
     }
-    for name, config in runs.items():
-        yield name, "by itself", partial(ask_own, config, settings)
+    runs: dict[tuple[str, str], Ask] = {}
+    for name, config in configs.items():
+        runs[name, "by itself"] = partial(ask_own, config, settings)
         for threads in sorted({1, available_cores()}):
-            yield name, str(threads), partial(ask_own, dataclasses.replace(config, threads=threads), settings)
-    yield "Stable-Baselines3, CartPole-v1, PPO", "torch's own", partial(ask_peer, "sb3", CARTPOLE, settings)
+            runs[name, str(threads)] = partial(ask_own, dataclasses.replace(config, threads=threads), settings)
+    runs["Stable-Baselines3, CartPole-v1, PPO", "torch's own"] = partial(ask_peer, "sb3", CARTPOLE, settings)
+    return runs
+
+
+def _beside(ask: Ask) -> Answer | str:
+    with busy_programs(available_cores()):
+        return ask()
 
 
 @contextmanager

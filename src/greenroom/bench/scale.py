@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from greenroom import envs
 from greenroom.algorithms.ppo import PPOConfig
 from greenroom.bench.peers import ask_own
 from greenroom.bench.report import Cell, Findings, Settings, Table
-from greenroom.bench.scripts import Answer
+from greenroom.bench.scripts import in_turn
 from greenroom.config import RunConfig
 from greenroom.measure import say_nothing
 from greenroom.presets import preset
@@ -41,15 +42,9 @@ def scale(settings: Settings) -> Findings:
 
 def growth(title: str, config: RunConfig, sizes: tuple[int, ...], settings: Settings) -> Findings:
     """The same run with more and more actors, all sizes in turn; memory an actor is between neighbouring sizes."""
-    given: dict[int, list[Answer]] = {size: [] for size in sizes}
-    reasons: dict[int, str] = {}
-    for _ in range(settings.repeats):
-        for size in sizes:
-            answer = ask_own(dataclasses.replace(config, num_envs=size, device=settings.device), settings)
-            if isinstance(answer, str):
-                reasons[size] = answer
-            else:
-                given[size].append(answer)
+    runs = {size: dataclasses.replace(config, num_envs=size, device=settings.device) for size in sizes}
+    asks = {size: partial(ask_own, run, settings) for size, run in runs.items()}
+    given, reasons = in_turn(asks, settings.repeats)
     slices = {size: [answer.steps_per_second for answer in answers] for size, answers in given.items() if answers}
     memory = {size: statistics.median(a.more["resident"] for a in given[size]) for size in slices}
     table = Table(

@@ -7,9 +7,11 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,22 @@ def ask(
         return found if isinstance(found, str) else Answer(**found)
     except TypeError:
         return f"its last line is no answer: {json.dumps(found)!r}"
+
+
+def in_turn(
+    asks: Mapping[Name, Callable[[], Answer | str]], repeats: int
+) -> tuple[dict[Name, list[Answer]], dict[Name, str]]:
+    """Ask everybody in turn, as often as `repeats`: all answers of each, and of those who failed the last reason."""
+    answers: dict[Name, list[Answer]] = {name: [] for name in asks}
+    reasons: dict[Name, str] = {}
+    for _ in range(repeats):
+        for name, ask_one in asks.items():
+            answer = ask_one()
+            if isinstance(answer, str):
+                reasons[name] = answer
+            else:
+                answers[name].append(answer)
+    return answers, reasons
 
 
 def told(

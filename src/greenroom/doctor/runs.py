@@ -14,6 +14,7 @@ from greenroom import measure
 from greenroom.config import RunConfig
 from greenroom.errors import UserError
 from greenroom.measure import Rate, Work, interleaved
+from greenroom.threads import limited
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,6 @@ class OpenRuns:
 
     def __init__(self, seconds: float) -> None:
         self._seconds, self._begin = seconds, time.monotonic()
-        self._threads = torch.get_num_threads()
         self._open: dict[str, tuple[Work, int]] = {}
 
     def __enter__(self) -> OpenRuns:
@@ -140,13 +140,10 @@ class OpenRuns:
         """A run's work; closing it leaves the run open."""
         key = _key(config)
         if key not in self._open:
-            work = measure.whole(config)
-            try:
+            with limited(torch.get_num_threads()):
+                work = measure.whole(config)
                 next(work)
-                threads = torch.get_num_threads()
-            finally:
-                torch.set_num_threads(self._threads)
-            self._open[key] = work, threads
+                self._open[key] = work, torch.get_num_threads()
         work, threads = self._open[key]
         if config.collect != "overlap":
             threads = config.threads or threads
@@ -155,7 +152,6 @@ class OpenRuns:
     def _close(self, keys: Iterable[str]) -> None:
         for key in keys:
             self._open.pop(key)[0].close()
-            torch.set_num_threads(self._threads)
 
 
 def _lent(work: Work, threads: int) -> Work:

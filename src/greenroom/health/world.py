@@ -70,8 +70,8 @@ class _Rewards:
             return None
         lately, spread = baseline.rolling(memory), baseline.spread(memory)
         # A game that is won and lost has rewards of both signs, and their mean turns when it is learned.
-        one_sign = abs(lately) > _ONE_SIGN * baseline.rolling(self.memory["size"]) and abs(lately) > 5.0 * spread
-        if not (one_sign and mean * lately < 0.0 and abs(mean) > 0.5 * abs(lately)):
+        steady = abs(lately) > max(5.0 * spread, _ONE_SIGN * baseline.rolling(self.memory["size"]))
+        if not (steady and mean * lately < 0.0 and abs(mean) > 0.5 * abs(lately)):
             return None
         message = (
             f"the mean reward is {mean:.3g}, and was {lately:.3g} with a spread of {spread:.2g} until the look before: "
