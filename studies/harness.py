@@ -275,9 +275,7 @@ def _run(trial: Trial, jobs: int, stopping: threading.Event, extra: Callable[[Pa
         if not again and run.exists():
             shutil.rmtree(run)
         state.write_text(started)
-        told = _command(trial.resume if again else trial.train, log, jobs, stopping)
-        if "stopped early" in told:
-            raise SystemExit(f"{trial.run} was interrupted; run the study again to finish it")
+        _command(trial.resume if again else trial.train, log, jobs, stopping)
         state.write_text(trained)
     answer = _command(trial.evaluate, log, jobs, stopping)
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
@@ -331,8 +329,9 @@ def _command(words: Sequence[str], log: Path, jobs: int, stopping: threading.Eve
             text=True,
         )
         errors.write(done.stdout)
-    # An interrupt from the keyboard reaches the command too: that it ends with another code is no failure of its own.
-    if stopping.is_set():
+    # An interrupt from the keyboard reaches the command too: its exit code is then no failure of its own. A training
+    # that was in its last update is complete all the same: there is nothing to resume.
+    if done.returncode != 0 and stopping.is_set():
         raise SystemExit(130)
     if done.returncode != 0:
         raise SystemExit(f"failed with exit code {done.returncode}: {shlex.join(words)}\nIts log: {log}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,25 @@ def test_an_interrupted_training_is_resumed_only_by_its_own_trial(place: Path) -
     (chosen.out / "results.json").unlink()
     harness.run_trials([trial(chosen, 1, train="other", resume="resumed")], chosen)
     assert calls(place) == ["broken", "resumed", "other"]
+
+
+def test_a_training_that_ends_while_the_study_is_interrupted_is_not_trained_again(place: Path) -> None:
+    chosen = options("--seeds", "1")
+    only = trial(chosen, 1, train="first", resume="resumed")
+    stopping, run = threading.Event(), subprocess.run
+
+    def interrupted(*args: Any, **more: Any) -> Any:
+        done = run(*args, **more)
+        stopping.set()
+        return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "run", interrupted)
+        with pytest.raises(SystemExit) as ended:
+            harness._run(only, 1, stopping, lambda run: {})
+    assert ended.value.code == 130
+    assert len(harness.run_trials([only], chosen)) == 1
+    assert calls(place) == ["first"]
 
 
 def test_a_run_without_an_episode_is_no_evidence(place: Path) -> None:
