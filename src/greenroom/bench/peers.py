@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from greenroom.algorithms.ppo import PPOConfig
 from greenroom.bench.report import Cell, Findings, Settings, Table
-from greenroom.bench.scripts import Answer, ask
+from greenroom.bench.scripts import Answer, ask, in_turn
 from greenroom.config import RunConfig, dump
 from greenroom.networks import Nature
 from greenroom.policy import PolicyConfig
@@ -74,15 +74,7 @@ def compared(title: str, task: Task, own: Mapping[str, RunConfig], settings: Set
     asked: dict[str, Callable[[], Answer | str]] = {}
     asked |= {f"greenroom, {name}": partial(ask_own, config, settings) for name, config in own.items()}
     asked |= {name: partial(ask_peer, script, task, settings) for script, name in PEERS.items()}
-    answers: dict[str, list[Answer]] = {name: [] for name in asked}
-    reasons: dict[str, str] = {}
-    for _ in range(settings.repeats):
-        for name in [name for name in asked if name not in reasons]:
-            answer = asked[name]()
-            if isinstance(answer, str):
-                reasons[name] = answer
-            else:
-                answers[name].append(answer)
+    answers, reasons = in_turn(asked, settings.repeats)
     rates = {name: [answer.steps_per_second for answer in given] for name, given in answers.items() if given}
     best = max((statistics.median(rates[name]) for name in rates if name.startswith("greenroom")), default=None)
     table = Table(

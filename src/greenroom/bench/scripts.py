@@ -49,12 +49,15 @@ def ask(
 def in_turn(
     asks: Mapping[Name, Callable[[], Answer | str]], repeats: int
 ) -> tuple[dict[Name, list[Answer]], dict[Name, str]]:
-    """Ask everybody in turn, as often as `repeats`: all answers of each, and of those who failed the last reason."""
+    """Ask everybody in turn, as often as `repeats`: all answers of each, and why others gave none or no more.
+
+    Who has failed once is not asked again: a failure may take minutes.
+    """
     answers: dict[Name, list[Answer]] = {name: [] for name in asks}
     reasons: dict[Name, str] = {}
     for _ in range(repeats):
-        for name, ask_one in asks.items():
-            answer = ask_one()
+        for name in [name for name in asks if name not in reasons]:
+            answer = asks[name]()
             if isinstance(answer, str):
                 reasons[name] = answer
             else:
