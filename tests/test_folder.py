@@ -232,8 +232,42 @@ def test_bf16_is_told_by_the_processors_flags(tmp_path: Path, monkeypatch: pytes
     assert machine.cpu_bf16(info) is None
 
 
-def test_cpu_kind_is_the_model_name_or_the_architecture(tmp_path: Path) -> None:
+def test_cpu_kind_is_the_model_name_or_the_architecture_and_its_instructions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True, raising=False)
     info = tmp_path / "cpuinfo"
-    info.write_text("processor\t: 0\nmodel name\t: Some CPU @ 2GHz: fast\n")
-    assert machine.cpu_kind(info) == "Some CPU @ 2GHz: fast"
-    assert machine.cpu_kind(tmp_path / "missing") != ""
+    info.write_text("processor\t: 0\nmodel name\t: Some CPU @ 2GHz: fast\nflags\t\t: fpu avx512_bf16\n")
+    assert machine.cpu_kind(info) == "Some CPU @ 2GHz: fast (AVX512, avx512_bf16)"
+    info.write_text("model name\t: Some CPU\nflags\t\t: fpu\n")
+    assert machine.cpu_kind(info) == "Some CPU (AVX512)"
+    assert re.fullmatch(r".+ \(AVX512\)", machine.cpu_kind(tmp_path / "missing"))
+
+
+def test_a_resume_elsewhere_is_noticed_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run")
+
+    def on(threads: int, **more: str) -> None:
+        here = {"torch": "2.0", "cpu": "old", "threads": {"torch": threads}, "command": str(more), **more}
+        monkeypatch.setattr(folder, "describe_environment", lambda: here)
+
+    def moves() -> list[str]:
+        return sorted(path.name for path in run.path.glob("environment-*"))
+
+    assert run.note_environment(10) == "", "nothing is known of what it was on"
+    on(1)
+    run.write_environment()
+    assert run.note_environment(10) == "" and moves() == []
+    on(2, cpu="new")
+    assert run.note_environment(20) == "cpu new (was old), threads 2 (was 1)"
+    assert json.loads((run.path / "environment-20.json").read_text())["cpu"] == "new"
+    assert run.note_environment(30) == "", "from 20 on it was on this"
+    assert run.note_environment(20) == "cpu new (was old), threads 2 (was 1)", "up to 20 it was not"
+    on(1)
+    assert run.note_environment(30) == "cpu old (was new), threads 1 (was 2)"
+    assert moves() == ["environment-20.json", "environment-30.json"]
+    assert run.note_environment(15) == "" and moves() == []
+
+    run.environment.write_text("[")
+    assert run.note_environment(40) == ""

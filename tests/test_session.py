@@ -228,6 +228,19 @@ def test_a_run_may_move_between_inline_and_workers(tmp_path: Path, after: Any) -
     assert_equal(final_state(moved)["run"]["algorithm"], final_state(whole)["run"]["algorithm"])
 
 
+def test_a_run_that_goes_on_elsewhere_says_what_is_other(
+    tmp_path: Path, after: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    after(3, ctrl_c)
+    folder = launch(small(), run_dir=tmp_path / "run", quiet=True).folder
+    before = json.loads(folder.environment.read_text())
+    folder.environment.write_text(json.dumps(before | {"torch": "1.0", "cores": 77}))
+    resume(folder.path)
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"not what this run has been on so far: torch {torch.__version__} (was 1.0); it goes on" in told
+    assert json.loads((folder.path / "environment-96.json").read_text())["torch"] == torch.__version__
+
+
 def test_a_power_cut_between_checkpoints_leaves_no_duplicate_and_no_gap(tmp_path: Path, after: Any) -> None:
     config = small(eval_every=96)
     whole = launch(config, run_dir=tmp_path / "whole", quiet=True)

@@ -12,7 +12,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -173,6 +173,27 @@ class RunFolder:
         """Write `environment.json` for this process."""
         write_json(self.environment, describe_environment())
 
+    def note_environment(self, env_steps: int) -> str:
+        """At a resume: what is not as it was when the checkpoint was made, so that bits may differ too.
+
+        Where something is not, `environment-<env_steps>.json` says what the run is on from here.
+
+        Args:
+            env_steps: of the checkpoint.
+
+        Returns:
+            In words; empty if all is as it was, or nothing is known.
+        """
+        moves = {int(path.stem.partition("-")[2]): path for path in self.path.glob("environment-*[0-9].json")}
+        for later in [steps for steps in moves if steps >= env_steps]:  # forgotten, as later log lines are
+            moves.pop(later).unlink()
+        before, now = _read_environment(moves[max(moves)] if moves else self.environment), describe_environment()
+        was, is_ = _bearing(before), _bearing(now)
+        changes = [f"{name} {is_[name]} (was {was[name]})" for name in was if was[name] != is_[name]]
+        if changes:
+            write_json(self.path / f"environment-{env_steps}.json", now)
+        return ", ".join(changes)
+
     def rewind(self, env_steps: int) -> None:
         """Before resuming: drop the log lines later than `env_steps`, so that the resumed run leaves no duplicates.
 
@@ -295,6 +316,22 @@ def describe_environment() -> dict[str, object]:
         "git": None if git is None else {"commit": git.commit, "dirty": git.dirty},
         "command": _command(sys.argv),
     }
+
+
+def _read_environment(path: Path) -> dict[str, Any]:
+    """What `describe_environment` once gave, or nothing: that file is there for people, and no resume waits for it."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _bearing(environment: Mapping[str, Any]) -> dict[str, object]:
+    """Of a description, what may bear on the bits that a run computes."""
+    threads = environment.get("threads")
+    told = {**environment, "threads": threads.get("torch") if isinstance(threads, dict) else threads}
+    return {name: told[name] for name in ("python", *_PACKAGES, "cpu", "gpus", "threads") if name in environment}
 
 
 def _version(package: str) -> str | None:

@@ -33,8 +33,12 @@ def _cpuinfo(field: str, source: Path) -> str:
 
 
 def cpu_kind(cpuinfo: Path = _CPUINFO) -> str:
-    """The processor's model name, or its architecture where the system does not tell."""
-    return _cpuinfo("model name", cpuinfo) or platform.processor() or platform.machine()
+    """The processor's model name, or its architecture where the system does not tell, and what torch uses of it.
+
+    The latter because one name may stand for processors of very different speed: `AMD EPYC (AVX2)`.
+    """
+    name = _cpuinfo("model name", cpuinfo) or platform.processor() or platform.machine()
+    return f"{name} ({', '.join(filter(None, (torch.backends.cpu.get_cpu_capability(), cpu_bf16(cpuinfo))))})"
 
 
 def available_cores() -> int:
