@@ -31,7 +31,7 @@ STUDIES = {
         title="Pong from pixels",
         game="ALE/Pong-v5",
         preset="atari-ppo",
-        total_steps=5_000_000,
+        total_steps=2_500_000,
         landmarks={"wanted": 18.0},
     ),
     "pong-pqn": Study(
