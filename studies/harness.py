@@ -200,8 +200,8 @@ def chosen_of(trials: Sequence[Trial], only: Sequence[str]) -> list[Trial]:
 def records_of(name: str) -> list[Record]:
     """The records that study `name` has so far."""
     path = ROOT / "docs" / "results" / name / "results.json"
-    # What was measured before there were studies has none; a study of its name replaces it.
-    return json.loads(path.read_text()).get("records", []) if path.exists() else []
+    records: list[Record] = json.loads(path.read_text())["records"] if path.exists() else []
+    return records
 
 
 def run_trials(

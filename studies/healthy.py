@@ -13,7 +13,7 @@ from pathlib import Path
 from harness import SB3, Options, Record, Trial, options, records_of, run_trials, runner
 from report import Scores, findings, group, write_table
 
-STUDIES = ("control", "family", "lag", "lost-sales", "time-to-beat", "pong-pqn", "paac-breakout")
+STUDIES = ("control", "family", "lag", "lost-sales", "time-to-beat", "pong", "pong-pqn", "paac-breakout")
 SICK = ("lag=4", "lag=16", "lag=64")
 """Methods of the lag study that are there to show what goes wrong."""
 

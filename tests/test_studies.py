@@ -90,13 +90,6 @@ def test_a_record_holds_the_whole_run_and_is_not_made_twice(place: Path) -> None
     assert calls(place) == ["first", "first"]
 
 
-def test_results_without_records_do_not_keep_a_study_from_beginning(place: Path) -> None:
-    chosen = options("--seeds", "1")
-    chosen.out.mkdir(parents=True)
-    (chosen.out / "results.json").write_text('{"greedy": {"mean": 20.8}}')
-    assert len(harness.run_trials([trial(chosen, 1)], chosen)) == 1
-
-
 def test_a_record_of_another_command_is_neither_used_nor_overwritten(place: Path) -> None:
     chosen = options("--seeds", "1")
     harness.run_trials([trial(chosen, 1)], chosen)
