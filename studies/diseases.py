@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from greenroom.health.settings import HealthConfig
 from greenroom.monitor import Monitor
 from greenroom.presets import preset
 from greenroom.training import Run, train
+from harness import records_of
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "results" / "diseases"
 DISEASES = (
@@ -250,8 +250,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of each patient's own")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    path = OUT / "results.json"
-    records: list[Record] = json.loads(path.read_text())["records"] if path.exists() else []
+    path, records = OUT / "results.json", records_of("diseases")
     done = {(one["patient"], one["seed"]) for one in records}
     OUT.mkdir(parents=True, exist_ok=True)
     for patient in TABLE:

@@ -329,10 +329,9 @@ def _command(words: Sequence[str], log: Path, jobs: int, stopping: threading.Eve
             text=True,
         )
         errors.write(done.stdout)
-    # An interrupt from the keyboard reaches the command too: its exit code is then no failure of its own. A training
-    # that was in its last update is complete all the same: there is nothing to resume.
-    if done.returncode != 0 and stopping.is_set():
-        raise SystemExit(130)
     if done.returncode != 0:
+        # An interrupt from the keyboard reaches the command too: its exit code is then no failure of its own.
+        if stopping.is_set():
+            raise SystemExit(130)
         raise SystemExit(f"failed with exit code {done.returncode}: {shlex.join(words)}\nIts log: {log}")
     return done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import resource
 import signal
 from collections.abc import Callable, Iterator
@@ -109,6 +110,16 @@ def test_after_a_rollback_a_power_cut_leaves_no_gap(tmp_path: Path, during: Any)
     assert [record["updates"] for record in lines(tmp_path / "cut" / "metrics.jsonl")] == [1, 2, 3, 4]
     assert_same_run(resume(tmp_path / "cut", quiet=True), whole)
     assert len(lines(tmp_path / "cut" / "interventions.jsonl")) == 1, "history is not rewound"
+
+
+def test_after_a_rollback_to_before_a_move_the_folder_tells_where_the_run_goes_on(tmp_path: Path, during: Any) -> None:
+    during({6: [Request(verb="stop")], 8: [Request(verb="rollback", to=128)]})
+    folder = launch(small(), run_dir=tmp_path / "run", quiet=True).folder
+    before = json.loads(folder.environment.read_text())
+    folder.environment.write_text(json.dumps(before | {"torch": "1.0"}))
+    assert resume(folder.path, quiet=True).finished
+    assert [path.name for path in folder.path.glob("environment-*")] == ["environment-128.json"]
+    assert json.loads((folder.path / "environment-128.json").read_text())["torch"] == before["torch"]
 
 
 def test_tensorboard_shows_no_point_twice_after_a_rollback(tmp_path: Path, during: Any) -> None:

@@ -174,7 +174,7 @@ class RunFolder:
         write_json(self.environment, describe_environment())
 
     def note_environment(self, env_steps: int) -> str:
-        """At a resume: what is not as it was when the checkpoint was made, so that bits may differ too.
+        """On the way back to a checkpoint: what is not as it was when that was made, so that bits may differ too.
 
         Where something is not, `environment-<env_steps>.json` says what the run is on from here.
 
@@ -187,24 +187,29 @@ class RunFolder:
         moves = {int(path.stem.partition("-")[2]): path for path in self.path.glob("environment-*[0-9].json")}
         for later in [steps for steps in moves if steps >= env_steps]:  # forgotten, as later log lines are
             moves.pop(later).unlink()
-        before, now = _read_environment(moves[max(moves)] if moves else self.environment), describe_environment()
+        before, now = read_environment(moves[max(moves)] if moves else self.environment), describe_environment()
         was, is_ = _bearing(before), _bearing(now)
         changes = [f"{name} {is_[name]} (was {was[name]})" for name in was if was[name] != is_[name]]
         if changes:
             write_json(self.path / f"environment-{env_steps}.json", now)
         return ", ".join(changes)
 
-    def rewind(self, env_steps: int) -> None:
-        """Before resuming: drop the log lines later than `env_steps`, so that the resumed run leaves no duplicates.
+    def rewind(self, env_steps: int) -> str:
+        """Before going on from a checkpoint: drop the log lines later than `env_steps`; none is left to come twice.
 
         A last line that was cut short by a crash goes too.
+
+        Returns:
+            What `note_environment` says.
 
         Raises:
             UserError: a line before the last is not a log line.
         """
+        changes = self.note_environment(env_steps)  # first: should the disk refuse it, no line is dropped yet
         for log in (self.metrics, self.evaluations):
             if log.exists():
                 _keep_lines(log, lambda record: record["env_steps"] <= env_steps)
+        return changes
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -214,6 +219,15 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     except OSError:
         return []
     return [json.loads(line) for line in content.split(b"\n")[:-1]]
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """What `describe_environment` once gave, or nothing: that file is there for people, and no command needs it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def is_run(path: Path) -> bool:
@@ -316,15 +330,6 @@ def describe_environment() -> dict[str, object]:
         "git": None if git is None else {"commit": git.commit, "dirty": git.dirty},
         "command": _command(sys.argv),
     }
-
-
-def _read_environment(path: Path) -> dict[str, Any]:
-    """What `describe_environment` once gave, or nothing: that file is there for people, and no resume waits for it."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _bearing(environment: Mapping[str, Any]) -> dict[str, object]:

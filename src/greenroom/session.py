@@ -100,10 +100,9 @@ def _continue(folder: RunFolder, config: RunConfig, display: Display) -> Outcome
     run = Run(config, say=display.say)
     try:
         restore(run, state, path, display.say)
-        if changes := folder.note_environment(run.env_steps):
-            display.say(f"not what this run has been on so far: {changes}; it goes on, but not bit for bit")
         write_text(folder.config, dump(config))
-        folder.rewind(run.env_steps)
+        if changes := folder.rewind(run.env_steps):
+            display.say(f"not what this run has been on so far: {changes}; it goes on, but bits may differ")
         sitting = Sitting(run, folder, display, resumed_at=run.env_steps)
         sitting.load_state_dict(state["session"])
         sitting.take_up(path)

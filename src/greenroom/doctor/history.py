@@ -13,7 +13,7 @@ from rich.text import Text
 
 from greenroom.doctor.table import count, split_table
 from greenroom.errors import UserError
-from greenroom.folder import RunFolder
+from greenroom.folder import RunFolder, read_environment
 from greenroom.plots import algorithm_of, environment_of, read_config
 
 PARTS = ("env", "act", "learn", "wait")
@@ -181,7 +181,7 @@ def explain(run_dir: str | Path) -> Explanation:
         first=_together(windows[:third]),
         last=_together(windows[-third:]),
         bottleneck=bottleneck(whole, collect),
-        gpu=config.get("device") != "cpu" and _had_gpus(folder.environment),
+        gpu=config.get("device") != "cpu" and bool(read_environment(folder.environment).get("gpus")),
     )
 
 
@@ -230,14 +230,6 @@ def _windows(path: Path) -> list[Period]:
     if not windows:
         raise UserError(f"{path.parent} has logged nothing yet; let it train a little longer")
     return windows[1:] or windows
-
-
-def _had_gpus(environment: Path) -> bool:
-    """Whether the machine that a run began on had any; not if that is not known."""
-    try:
-        return bool(json.loads(environment.read_text(encoding="utf-8"))["gpus"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def _together(windows: Sequence[Period]) -> Period:
