@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 CORE := $(VENV)/.core-installed
 TEST := $(VENV)/.test-installed
 STUDY := $(VENV)/.study-installed
-STUDIES := lost-sales control family lag race pong pong-pqn pong-dqn paac time-to-beat replay diseases healthy
+STUDIES := lost-sales control family lag race pong pong-pqn pong-dqn pong-race paac time-to-beat replay diseases healthy
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -65,7 +65,7 @@ study-family: $(STUDY) ## Hours: every algorithm on small tasks, beside Stable-B
 study-lag: $(STUDY) ## An hour: learning while collecting, one update behind and deep in a queue, five seeds each.
 	$(BIN)/python studies/lag.py $(ARGS)
 
-study-race: $(STUDY) ## An hour on an idle machine: which algorithm is first within 1 % of the optimum of lost sales.
+study-race: $(STUDY) ## An hour on an idle machine: who is first within 1 % of the optimum of lost sales.
 	$(BIN)/python studies/lost_sales_race.py $(ARGS)
 
 study-pong: $(STUDY) ## Hours: Pong from pixels.
@@ -76,6 +76,9 @@ study-pong-pqn: $(STUDY) ## Hours: Pong from pixels, on-policy values (PQN).
 
 study-pong-dqn: $(STUDY) ## Hours: Pong from pixels, values from a replay (DQN).
 	$(BIN)/python studies/atari.py pong-dqn $(ARGS)
+
+study-pong-race: $(STUDY) ## Two hours on an idle machine: how soon Pong is played at 18, beside a loop in CleanRL's style.
+	$(BIN)/python studies/pong_race.py $(ARGS)
 
 study-replay: $(STUDY) ## A minute and 8 GB of memory: what a replay of a million Atari transitions costs.
 	$(BIN)/python studies/replay.py $(ARGS)
@@ -102,5 +105,5 @@ $(TEST): pyproject.toml constraints.txt
 	@touch $@ $(CORE)
 
 $(STUDY): pyproject.toml constraints.txt
-	@tools/set_up.sh $(VENV) studies,mujoco,box2d
+	@tools/set_up.sh $(VENV) studies,mujoco,box2d,envpool
 	@touch $@ $(CORE)

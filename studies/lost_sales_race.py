@@ -1,7 +1,8 @@
 """Which algorithm is first within 1 % of the optimum of lost sales (lead time 4, penalty 4), on the clock.
 
-Every algorithm at the best settings known for it. The clock is that of `studies/time_to_beat.py`: collecting and
-learning; saving, evaluating and starting up are not in it. Run it on an idle machine, one run at a time.
+Every algorithm at the best settings known for it, and Stable-Baselines3's PPO. The clock is that of
+`studies/time_to_beat.py`: collecting and learning; saving, evaluating and starting up are not in it. Run it on an idle
+machine, one run for each core at most (`--jobs 2 --train-args='--threads 1'`).
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from harness import Options, Record, Trial, greenroom_trial, options, parser, run_trials
+from greenroom import folder
+from harness import SB3, Options, Record, Trial, evaluation, greenroom_trial, options, parser, run_trials
 from report import Scores, group, write_table
-from time_to_beat import cell, draw, points_of, seconds_below
+from time_to_beat import beside_optimum, cell, draw, points_of, seconds_below
 
+TASK = "p=4 L=4"
 LEVEL = 1.0
 """Percent over the optimum."""
 POINTS = 20
@@ -57,11 +61,14 @@ TABLE = {
 """By algorithm. Runs are as long as it takes each to stop improving."""
 
 
+SB3_STEPS = 10_000_000
+
+
 def trials_of(chosen: Options) -> list[Trial]:
-    return [
+    own = [
         greenroom_trial(
             chosen,
-            task="p=4 L=4",
+            task=TASK,
             env="lost-sales",
             method=algo,
             seed=seed,
@@ -76,6 +83,30 @@ def trials_of(chosen: Options) -> list[Trial]:
         for algo, entry in TABLE.items()
         for seed in chosen.seeds
     ]
+    return own + [peer_trial(chosen, seed) for seed in chosen.seeds]
+
+
+def peer_trial(chosen: Options, seed: int) -> Trial:
+    """Stable-Baselines3's PPO on the same shops."""
+    script, run = ("python", "studies/sb3_lost_sales.py"), chosen.run("sb3", "ppo", seed)
+    asked = ("--seed", str(seed), "--total-steps", str(chosen.total_steps or SB3_STEPS), "--run-dir", str(run))
+    return Trial(
+        task=TASK,
+        method=f"{SB3} ppo",
+        seed=seed,
+        run=run,
+        train=(*script, "train", *asked),
+        evaluate=(*script, "evaluate", str(run), *evaluation(chosen)),
+    )
+
+
+def points(run: Path) -> Record:
+    """`points_of`, whoever's run it is."""
+    if folder.is_run(run):
+        return points_of(run)
+    import sb3_lost_sales  # Stable-Baselines3 is not installed where the tests run
+
+    return beside_optimum(run, sb3_lost_sales.policies(run))
 
 
 def times(seconds: Sequence[float]) -> str:
@@ -99,7 +130,7 @@ def rows_of(records: Sequence[Record]) -> list[list[str]]:
 
 def main() -> None:
     chosen = options("race", parser(__doc__ or "", seeds=range(1, 4), episodes=4096).parse_args())
-    records = run_trials(trials_of(chosen), chosen, points_of)
+    records = run_trials(trials_of(chosen), chosen, points)
     write_table(
         chosen,
         title="Lost sales: which algorithm is first within 1 % of the optimum",

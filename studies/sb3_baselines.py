@@ -23,7 +23,7 @@ from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from torch import Tensor
 
 import greenroom
@@ -94,12 +94,11 @@ def train(task: str, algo: str, seed: int, total_steps: int | None, run: Path) -
 class Trained:
     """A trained model with its frozen observation normaliser, as a policy that greenroom can evaluate."""
 
-    def __init__(self, run: Path, task: str, algo: str) -> None:
-        self._model = ALGORITHMS[algo].load(run / "model.zip", device="cpu")
-        normalizer = run / "normalizer.pkl"
-        # Loading wants an environment to wrap; only `normalize_obs` is used, and nothing updates its statistics.
-        wrapped = DummyVecEnv([Factory(env=task).build])
-        self._normalizer = VecNormalize.load(str(normalizer), wrapped) if normalizer.exists() else None
+    def __init__(self, folder: Path, algo: str, environments: VecEnv) -> None:
+        self._model = ALGORITHMS[algo].load(folder / "model.zip", device="cpu")
+        normalizer = folder / "normalizer.pkl"
+        # Loading wants environments to wrap; only `normalize_obs` is used, and nothing updates its statistics.
+        self._normalizer = VecNormalize.load(str(normalizer), environments) if normalizer.exists() else None
 
     def initial_state(self, num_envs: int) -> State:
         """Nothing, or the zeros of the LSTM: `[num_envs, layers, size]`."""
@@ -125,7 +124,7 @@ def evaluate_run(run: Path, episodes: int, seed: int) -> Mapping[str, object]:
     about = json.loads((run / "run.json").read_text())
     environment = evaluation_environment(greenroom.RunConfig(env=about["task"]), episodes)
     try:
-        policy = Trained(run, about["task"], about["algo"])
+        policy = Trained(run, about["algo"], DummyVecEnv([Factory(env=about["task"]).build]))
         return greenroom.evaluate(policy, environment, episodes=episodes, seed=seed).to_json()
     finally:
         environment.close()

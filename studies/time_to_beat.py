@@ -8,31 +8,42 @@ machine.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 import greenroom
 from greenroom import baselines, plots
+from greenroom.policy import Actor
 from harness import Options, Record, greenroom_trial, options, parser, run_trials
 from report import write_table
 
 TOTAL_STEPS = 10_000_000
 EVERY = 10 * 4096 * 24
 """Agent steps between the checkpoints that are looked at: 10 updates."""
+EVALUATION_SEED = 1000
 
 
 def points_of(run: Path) -> Record:
     """Seconds and gap to the optimum of every checkpoint, and of the classical rules."""
-    clock = plots.read_curve(run / "metrics.jsonl", "steps_per_second")
+    return beside_optimum(run, policies(run))
+
+
+def policies(run: Path) -> Iterator[tuple[int, Actor]]:
+    """The policies of a run's checkpoints in order, with the agent steps that each had learned from."""
+    for path in sorted((run / "checkpoints").glob("step_*")):
+        yield int(path.name.split("_")[1].split(".")[0]), greenroom.load_policy(run, which=path.name)[1]
+
+
+def beside_optimum(run: Path, learned: Iterable[tuple[int, Actor]]) -> Record:
+    """`points_of` what a run `learned`: agent steps and policy. Its `metrics.jsonl` has the clock."""
+    clock = plots.read_curve(run / "metrics.jsonl", "env_steps")
     seconds_at = dict(zip(clock.env_steps.astype(int).tolist(), clock.seconds.tolist(), strict=True))
     points: list[dict[str, float]] = []
     rules: dict[str, float] = {}
-    for path in sorted((run / "checkpoints").glob("step_*")):
-        steps = int(path.name.split("_")[1].split(".")[0])
-        config, policy = greenroom.load_policy(run, which=path.name)
-        table = baselines.report(policy, config.env, config.env_kwargs, seed=config.seed, device="cpu")
+    for steps, policy in learned:
+        table = baselines.report(policy, "lost-sales", {}, seed=EVALUATION_SEED, device="cpu")
         assert table is not None and table.optimum is not None
         optimum = table.optimum
         rules = {name: 100 * (rule.cost / optimum - 1) for name, rule in table.rules.items()}

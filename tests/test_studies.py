@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import atari
 import control
@@ -21,12 +22,14 @@ import healthy
 import lag
 import lost_sales
 import lost_sales_race
+import pong_race
 import report
 import sb3_settings
 import time_to_beat
-from greenroom import cli, session
+from greenroom import baselines, cli, session
 from greenroom.config import RunConfig, to_dict
 from greenroom.training import Run
+from greenroom.types import Decision, Obs, State
 
 LINES = [{"env_steps": 100 * n, "seconds": 0.1 * n, "return_mean": None if n == 1 else n} for n in range(1, 500)]
 # A stand-in for `greenroom train`: it leaves a word about each call, and the files that a run leaves.
@@ -218,7 +221,8 @@ def defaults(study: str) -> harness.Options:
 
 
 def atari_trials(chosen: harness.Options) -> list[harness.Trial]:
-    return [one for study in atari.STUDIES.values() for one in atari.trials_of(study, chosen, study.preset)]
+    own = [one for study in atari.STUDIES.values() for one in atari.trials_of(study, chosen, study.preset)]
+    return own + pong_race.trials_of(chosen)
 
 
 TRIALS: dict[str, Callable[[harness.Options], list[harness.Trial]]] = {
@@ -372,6 +376,47 @@ def test_the_race_is_won_by_the_first_to_arrive() -> None:
         ["late", "1", "6.0", "6.0", "+0.50 ± 0.00"],
         ["never", "1", "never", "never", "+8.00 ± 0.00"],
     ]
+
+
+def test_pong_is_reached_at_the_first_evaluation_and_for_good_at_the_last_that_was_not_left() -> None:
+    def looks(*scores: float) -> list[list[float]]:
+        return [[100.0 * n, 2.0 * n, score] for n, score in enumerate(scores, start=1)]
+
+    assert pong_race.seconds_to({"evaluations": looks(-21, 18, 17.9, 18, 20)}, 18.0) == (4.0, 8.0)
+    assert pong_race.seconds_to({"evaluations": looks(-21, 18, 17.9)}, 18.0) == (4.0, math.inf)
+    records = [
+        record("p", "greenroom", 20.0, evaluations=looks(18, 19)),
+        record("p", "greenroom", 21.0, evaluations=looks(-3, 19)),
+        record("p", "loop", -3.0, evaluations=looks(-21, 3)),
+    ]
+    assert pong_race.rows_of(records) == [
+        ["greenroom", "2", "3.0 (2.0–4.0)", "3.0 (2.0–4.0)", "20.5 ± 0.7", "2058"],
+        ["loop", "1", "never", "never", "-3.0 ± 0.0", "2058"],
+    ]
+
+
+def test_a_point_of_the_race_is_a_policy_beside_the_optimum_at_the_clocks_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baselines, "_PERIODS", 50)
+    lines = [{"env_steps": 100 * n, "seconds": 3.0 * n, "return_mean": None} for n in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    class Nothing:
+        """Orders nothing."""
+
+        def initial_state(self, num_envs: int) -> State:
+            return {}
+
+        def act(self, obs: Obs, state: State, generator: torch.Generator | None) -> Decision:
+            assert isinstance(obs, torch.Tensor)
+            return Decision(action=torch.zeros(len(obs), dtype=torch.int64), extras={}, state={})
+
+    found = time_to_beat.beside_optimum(tmp_path, [(100, Nothing()), (250, Nothing())])
+    assert [(point["env_steps"], point["seconds"]) for point in found["points"]] == [(100, 3.0), (250, 9.0)]
+    # An empty shop loses 5 units at 4 each.
+    assert found["points"][0]["gap"] == pytest.approx(100 * (20 / 4.73 - 1), abs=5.0)
+    assert min(found["rules"].values()) > 0
 
 
 def test_the_race_is_drawn_with_one_colour_for_each_algorithm(tmp_path: Path) -> None:

@@ -1,0 +1,109 @@
+"""How soon Pong is played at 18 points and more, on the clock: greenroom's `atari-pqn`, and PQN in CleanRL's style.
+
+Both learn by the same algorithm with the same settings, network and number of actors; both are looked at equally often,
+on the same games, off the clock. Run it on an idle machine, one run for each core at most
+(`--jobs 2 --train-args='--threads 1'`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from greenroom import plots
+from harness import Options, Record, Trial, evaluation, greenroom_trial, options, parser, run_trials
+from lost_sales_race import times
+from report import Panel, Scores, group, plot_curves, write_table
+
+GAME, WANTED = "ALE/Pong-v5", 18.0
+TOTAL_STEPS, POINTS = 1_000_000, 20
+"""Agent steps of a run, and its evaluations on the way."""
+
+
+def trials_of(chosen: Options) -> list[Trial]:
+    every = str((chosen.total_steps or TOTAL_STEPS) // POINTS)
+    own = [
+        greenroom_trial(
+            chosen,
+            task=GAME,
+            env=GAME,
+            method="greenroom",
+            seed=seed,
+            run=chosen.run("greenroom", seed),
+            total_steps=TOTAL_STEPS,
+            settings=("--preset", "atari-pqn", "--eval-every", every, "--eval-episodes", "8"),
+        )
+        for seed in chosen.seeds
+    ]
+    return own + [peer_trial(chosen, seed) for seed in chosen.seeds]
+
+
+def peer_trial(chosen: Options, seed: int) -> Trial:
+    """The same by the loop in CleanRL's style."""
+    script, run = ("python", "studies/cleanrl_pqn.py"), chosen.run("cleanrl", seed)
+    asked = ("--seed", str(seed), "--total-steps", str(chosen.total_steps or TOTAL_STEPS), "--run-dir", str(run))
+    return Trial(
+        task=GAME,
+        method="CleanRL-style loop",
+        seed=seed,
+        run=run,
+        train=(*script, "train", *asked),
+        evaluate=(*script, "evaluate", str(run), *evaluation(chosen)),
+    )
+
+
+def evaluations_of(run: Path) -> Record:
+    """The greedy evaluations on the way: rows of agent steps, seconds and mean return."""
+    curve = plots.read_curve(run / "evaluations.jsonl", "mean")
+    return {"evaluations": np.stack([curve.env_steps, curve.seconds, curve.score], axis=1).tolist()}
+
+
+def seconds_to(record: Record, wanted: float) -> tuple[float, float]:
+    """Seconds at the first evaluation of at least `wanted`, and at the first from which on all are; infinite: never."""
+    first = last = math.inf
+    for _, seconds, score in record["evaluations"]:
+        first = min(first, seconds) if score >= wanted else first
+        last = min(last, seconds) if score >= wanted else math.inf
+    return first, last
+
+
+def rows_of(records: Sequence[Record]) -> list[list[str]]:
+    rows: list[list[str]] = []
+    for (_, method), seeds in group(records).items():
+        first, for_good = zip(*(seconds_to(record, WANTED) for record in seeds), strict=True)
+        score = Scores.of([record["evaluation"]["mean"] for record in seeds])
+        rate = np.median([record["env_steps"] / record["seconds"] for record in seeds])
+        spread = f"{score.mean:.1f} ± {score.std:.1f}"
+        rows.append([method, str(len(seeds)), times(first), times(for_good), spread, f"{rate:.0f}"])
+    return rows
+
+
+def main() -> None:
+    chosen = options("pong-race", parser(__doc__ or "", seeds=range(1, 4), episodes=30).parse_args())
+    records = run_trials(trials_of(chosen), chosen, evaluations_of)
+    write_table(
+        chosen,
+        title="Pong: how soon it is played at 18",
+        explanation=(
+            f"{GAME}. Seconds of collecting and learning at the first greedy evaluation (8 games) of at least "
+            f"{WANTED:g}, and at the first from which on all are: median over seeds, and their range. Then the return "
+            f"after training ({chosen.episodes} games; mean ± standard deviation over seeds) and agent steps per "
+            f"second. A run is looked at {POINTS} times, so that it may have been there a twentieth of its seconds "
+            "earlier."
+        ),
+        headings=["learner", "seeds", f"at {WANTED:g}", "for good", "in the end", "steps/s"],
+        rows=rows_of(records),
+        records=records,
+    )
+    groups = {
+        method: [{**record, "curve": record["evaluations"]} for record in seeds]
+        for (_, method), seeds in group(records).items()
+    }
+    plot_curves(chosen.out / "curves.png", [Panel(title=GAME, groups=groups, landmarks={"wanted": WANTED})])
+
+
+if __name__ == "__main__":
+    main()

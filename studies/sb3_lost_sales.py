@@ -1,0 +1,179 @@
+"""Stable-Baselines3's PPO on lost sales, for `studies/lost_sales_race.py`: commands shaped like greenroom's own.
+
+    python studies/sb3_lost_sales.py train --seed 1 --total-steps 10000000 --run-dir RUN
+    python studies/sb3_lost_sales.py evaluate RUN --episodes 4096 --seed 1000 --json
+
+It gets greenroom's own task, a thousand shops stepped at once, so that its environment costs next to nothing. Settings
+are greenroom's for this task, but for what was tried by hand and made it sooner: fewer shops, and smaller minibatches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from torch import Tensor
+
+import greenroom
+from greenroom.config import RunConfig
+from greenroom.envs.device import DeviceEnvironment
+from greenroom.envs.lost_sales import LostSales
+from greenroom.examination import evaluation_environment
+from greenroom.policy import Actor
+from greenroom.spec import ArraySpec, Discrete
+from greenroom.types import Obs, Step
+from sb3_baselines import Log, Trained
+from sb3_settings import linear
+
+ENV, POINTS = "lost-sales", 20
+"""The task, and how many models of a run are kept."""
+SHOPS, LENGTH, MINIBATCHES, GAMMA = 1024, 24, 4, 0.97
+SETTINGS: dict[str, Any] = {
+    "n_steps": LENGTH,
+    "batch_size": SHOPS * LENGTH // MINIBATCHES,
+    "n_epochs": 2,
+    "gamma": GAMMA,
+    "gae_lambda": 0.9,
+    "ent_coef": 0.001,
+    "vf_coef": 1.0,
+    "learning_rate": linear(3e-3),
+}
+
+
+class Shops(VecEnv):  # type: ignore[misc] # Stable-Baselines3 is not installed where types are checked
+    """greenroom's batch of shops as Stable-Baselines3's vector of environments."""
+
+    def __init__(self, num_envs: int, seed: int) -> None:
+        self._shops, self._first_seed = DeviceEnvironment(LostSales(), num_envs), seed
+        obs, action = self._shops.spec.obs, self._shops.spec.action
+        assert isinstance(obs, ArraySpec) and isinstance(action, Discrete)
+        space = gymnasium.spaces.Box(obs.low, obs.high, obs.shape, np.float32)
+        super().__init__(num_envs, space, gymnasium.spaces.Discrete(action.n))
+        self._nothing: list[dict[str, Any]] = [{} for _ in range(num_envs)]
+
+    def reset(self) -> NDArray[np.float32]:
+        return _array(self._shops.reset(self._first_seed))
+
+    def step_async(self, actions: NDArray[np.int64]) -> None:
+        self._shops.send(torch.as_tensor(actions))
+
+    def step_wait(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
+        step = self._shops.recv()
+        done = (step.terminated | step.truncated).numpy()
+        # Its learner keeps what it is given, and a step's tensors are the stage's own.
+        return _array(step.obs).copy(), step.reward.numpy().copy(), done, self._about(step, done)
+
+    def _about(self, step: Step, done: NDArray[np.bool_]) -> list[dict[str, Any]]:
+        """What its learner asks of an episode's end: the last observation, whether it was cut, and the return."""
+        if not done.any():
+            return self._nothing
+        about: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for row, last in zip(np.flatnonzero(done), _array(step.final_obs), strict=True):
+            about[row] = {"terminal_observation": last, "TimeLimit.truncated": bool(step.truncated[row])}
+        ended = step.episodes
+        for row, value, length in zip(*map(Tensor.tolist, (ended.index, ended.returns, ended.lengths)), strict=True):
+            about[row]["episode"] = {"r": value, "l": length}
+        return about
+
+    def close(self) -> None:
+        pass
+
+    def get_attr(self, attr_name: str, indices: object = None) -> list[None]:
+        return [None] * self.num_envs
+
+    def set_attr(self, attr_name: str, value: object, indices: object = None) -> None:
+        raise NotImplementedError
+
+    def env_method(self, method_name: str, *args: object, indices: object = None, **kwargs: object) -> list[object]:
+        raise NotImplementedError
+
+    def env_is_wrapped(self, wrapper_class: object, indices: object = None) -> list[bool]:
+        return [False] * self.num_envs
+
+
+def _array(obs: Obs) -> NDArray[np.float32]:
+    assert isinstance(obs, Tensor)
+    return np.asarray(obs.numpy(), dtype=np.float32)
+
+
+class Keeping(Log):
+    """Keeps the model `POINTS` times, with its normaliser, off the clock."""
+
+    def __init__(self, run: Path, total_steps: int) -> None:
+        super().__init__(run / "metrics.jsonl", total_steps)
+        self._run, self._apart, self._due = run, total_steps / POINTS, total_steps / POINTS
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self._due:
+            self._due += self._apart
+            self.flush()
+            self.keep()
+        return super()._on_step()
+
+    def keep(self) -> None:
+        begun = time.perf_counter()
+        folder = self._run / f"step_{self.num_timesteps:010}"
+        folder.mkdir()
+        self.model.save(folder / "model.zip")
+        self.training_env.save(str(folder / "normalizer.pkl"))
+        self._started += time.perf_counter() - begun
+
+
+def train(seed: int, total_steps: int, run: Path) -> None:
+    """Train, and keep models on the way and at the end."""
+    run.mkdir(parents=True)
+    shops = VecNormalize(Shops(SHOPS, seed), gamma=GAMMA)
+    learner = PPO("MlpPolicy", shops, seed=seed, device="cpu", **SETTINGS)
+    log = Keeping(run, total_steps)
+    learner.learn(total_steps, callback=log)
+    log.flush()
+    log.keep()
+
+
+def policies(run: Path) -> Iterator[tuple[int, Actor]]:
+    """The kept models in order, with the agent steps that each had learned from."""
+    for folder in sorted(run.glob("step_*")):
+        yield int(folder.name.split("_")[1]), Trained(folder, "ppo", Shops(1, seed=0))
+
+
+def evaluate_run(run: Path, episodes: int, seed: int) -> dict[str, object]:
+    """Play the episodes that `greenroom evaluate` plays for the same task, number and seed, with the best actions."""
+    *_, (_, policy) = policies(run)
+    environment = evaluation_environment(RunConfig(env=ENV), episodes)
+    try:
+        return dict(greenroom.evaluate(policy, environment, episodes=episodes, seed=seed).to_json())
+    finally:
+        environment.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    learn = verbs.add_parser("train", help="train into a new run folder")
+    learn.add_argument("--seed", type=int, required=True)
+    learn.add_argument("--total-steps", type=int, required=True)
+    learn.add_argument("--run-dir", type=Path, required=True)
+    judge = verbs.add_parser("evaluate", help="evaluate a run folder, with the best actions")
+    judge.add_argument("run", type=Path)
+    judge.add_argument("--episodes", type=int, default=4096)
+    judge.add_argument("--seed", type=int, default=1000)
+    judge.add_argument("--json", action="store_true", help="print JSON (the only form there is)")
+    given = parser.parse_args()
+    if given.verb == "train":
+        train(given.seed, given.total_steps, given.run_dir)
+    else:
+        print(json.dumps(evaluate_run(given.run, given.episodes, given.seed)))
+
+
+if __name__ == "__main__":
+    main()
