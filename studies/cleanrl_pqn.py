@@ -4,34 +4,29 @@
     python studies/cleanrl_pqn.py evaluate RUN --episodes 30 --seed 1000 --json
 
 After CleanRL's `pqn_atari_envpool.py` (Huang et al. 2022), with the network, number of actors and settings of
-greenroom's preset `atari-pqn`, which are faster than its own on a box without a GPU. The evaluation is greenroom's.
+greenroom's preset `atari-pqn`, so that the loop is what differs. The evaluation is greenroom's, off the clock.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any
 
 import envpool
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-import greenroom
-from greenroom.config import RunConfig
-from greenroom.examination import evaluation_environment
+from greenroom.seeding import derive
 from greenroom.types import Decision, Obs, State
+from pong_race import GAME, LOOK_EPISODES, POINTS
+from rivals import append, play, verbs
 
-ENV = "ALE/Pong-v5"
 B, T, EPOCHS, MINIBATCHES = 64, 32, 2, 32
 GAMMA, LAMBDA, LEARNING_RATE, MAX_GRAD_NORM = 0.99, 0.65, 5e-4, 10.0
 EPSILON_FINAL, EPSILON_FRACTION = 0.001, 0.1
-POINTS, POINT_EPISODES, POINT_SEED = 20, 8, 1_000_003
-"""Evaluations of a run on the way, their episodes and seed; their time is not on the clock."""
 
 
 def layer(module: nn.Linear | nn.Conv2d) -> nn.Module:
@@ -75,15 +70,6 @@ class QNetwork(nn.Module):
         return Decision(action=self(obs).argmax(1), extras={}, state={})
 
 
-def play(network: QNetwork, episodes: int, seed: int) -> dict[str, Any]:
-    """The episodes that `greenroom evaluate` plays for the same number and seed, with the best actions."""
-    environment = evaluation_environment(RunConfig(env=ENV), episodes)
-    try:
-        return dict(greenroom.evaluate(network, environment, episodes=episodes, seed=seed).to_json())
-    finally:
-        environment.close()
-
-
 def train(seed: int, total_steps: int, run: Path) -> None:
     """Train, look at the greedy policy on the way, and keep the last weights."""
     run.mkdir(parents=True)
@@ -112,9 +98,9 @@ def train(seed: int, total_steps: int, run: Path) -> None:
             epsilon = max(EPSILON_FINAL, 1 - (1 - EPSILON_FINAL) * steps / (EPSILON_FRACTION * total_steps))
             obs[t] = now
             with torch.no_grad():
-                best[t], greedy = network(now).max(1)
+                best[t], choice = network(now).max(1)
             at_random = torch.randint(0, games.action_space.n, (B,))
-            actions[t] = torch.where(torch.rand(B) < epsilon, at_random, greedy)
+            actions[t] = torch.where(torch.rand(B) < epsilon, at_random, choice)
             found, reward, terminated, truncated, info = games.step(actions[t].numpy().astype(np.int32))
             done = terminated | truncated
             now, rewards[t], alive[t] = torch.from_numpy(found), torch.from_numpy(reward), torch.from_numpy(~done)
@@ -122,51 +108,47 @@ def train(seed: int, total_steps: int, run: Path) -> None:
             scores.extend(running[done])
             running[done] = 0.0
 
-        targets = torch.zeros(T, B)
         with torch.no_grad():
             ahead = network(now).max(1).values
-        for t in reversed(range(T)):
-            targets[t] = rewards[t] + GAMMA * alive[t] * ahead
-            ahead = LAMBDA * targets[t] + (1 - LAMBDA) * best[t]
-
-        rows = [part.flatten(0, 1) for part in (obs, actions, targets)]
-        for _ in range(EPOCHS):
-            for index in torch.randperm(T * B).chunk(MINIBATCHES):
-                b_obs, b_actions, b_targets = (part[index] for part in rows)
-                loss = (network(b_obs).gather(1, b_actions[:, None])[:, 0] - b_targets).square().mean()
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(network.parameters(), MAX_GRAD_NORM)
-                optimizer.step()
+        learn(network, optimizer, obs, actions, targets_of(rewards, alive, best, ahead))
 
         if update == updates or update * POINTS // updates > (update - 1) * POINTS // updates:
             seconds += time.perf_counter() - begun
             mean = sum(scores) / len(scores) if scores else None
-            append(run / "metrics.jsonl", {"env_steps": steps, "seconds": seconds, "return_mean": mean})
-            greedy_mean = play(network, POINT_EPISODES, POINT_SEED)["mean"]
-            append(run / "evaluations.jsonl", {"env_steps": steps, "seconds": seconds, "mean": greedy_mean})
+            append(run / "metrics.jsonl", env_steps=steps, seconds=seconds, return_mean=mean)
+            # The games on which greenroom's run with this seed is looked at.
+            greedy = play(network, GAME, episodes=LOOK_EPISODES, seed=derive(seed, "evaluation"))
+            append(run / "evaluations.jsonl", env_steps=steps, seconds=seconds, mean=greedy["mean"])
             begun = time.perf_counter()
     games.close()
     torch.save(network.state_dict(), run / "network.pt")
 
 
-def append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+def targets_of(rewards: Tensor, alive: Tensor, best: Tensor, ahead: Tensor) -> Tensor:
+    """Q(λ): of rollouts `[T, B]`, with the best values where each step began and, `[B]`, after the last."""
+    targets = torch.zeros(T, B)
+    for t in reversed(range(T)):
+        targets[t] = rewards[t] + GAMMA * alive[t] * ahead
+        ahead = LAMBDA * targets[t] + (1 - LAMBDA) * best[t]
+    return targets
+
+
+def learn(network: QNetwork, optimizer: torch.optim.Optimizer, obs: Tensor, actions: Tensor, targets: Tensor) -> None:
+    """All updates from one rollout."""
+    rows = [part.flatten(0, 1) for part in (obs, actions, targets)]
+    for _ in range(EPOCHS):
+        for index in torch.randperm(T * B).chunk(MINIBATCHES):
+            b_obs, b_actions, b_targets = (part[index] for part in rows)
+            loss = (network(b_obs).gather(1, b_actions[:, None])[:, 0] - b_targets).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), MAX_GRAD_NORM)
+            optimizer.step()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    learn = verbs.add_parser("train", help="train into a new run folder")
-    learn.add_argument("--seed", type=int, required=True)
-    learn.add_argument("--total-steps", type=int, required=True)
-    learn.add_argument("--run-dir", type=Path, required=True)
-    judge = verbs.add_parser("evaluate", help="evaluate a run folder, with the best actions")
-    judge.add_argument("run", type=Path)
-    judge.add_argument("--episodes", type=int, default=30)
-    judge.add_argument("--seed", type=int, default=1000)
-    judge.add_argument("--json", action="store_true", help="print JSON (the only form there is)")
+    parser, training = verbs(__doc__, episodes=30)
+    training.add_argument("--total-steps", type=int, required=True)
     given = parser.parse_args()
     if given.verb == "train":
         train(given.seed, given.total_steps, given.run_dir)
@@ -174,7 +156,7 @@ def main() -> None:
         weights = torch.load(given.run / "network.pt")
         network = QNetwork(weights["layers.10.weight"].shape[0])
         network.load_state_dict(weights)
-        print(json.dumps(play(network, given.episodes, given.seed)))
+        print(json.dumps(play(network, GAME, episodes=given.episodes, seed=given.seed)))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from greenroom import folder, machine, plots
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,16 +164,33 @@ def sb3_trial(chosen: Options, *, task: str, env: str, algo: str, seed: int, run
 
     `algo` is its name in `sb3_settings.SETTINGS`, which has the settings.
     """
-    script = ("python", "studies/sb3_baselines.py")
+    script, words = "studies/sb3_baselines.py", (env, "--algo", algo)
+    return script_trial(
+        chosen, script=script, task=task, method=SB3, seed=seed, run=run, total_steps=total_steps, words=words
+    )
+
+
+def script_trial(
+    chosen: Options,
+    *,
+    script: str,
+    task: str,
+    method: str,
+    seed: int,
+    run: Path,
+    total_steps: int,
+    words: Sequence[str] = (),
+) -> Trial:
+    """A trial of somebody else's, by a script that uses `rivals.verbs`; `words` come first after its `train`."""
     steps = str(chosen.total_steps or total_steps)
-    asked = ("--algo", algo, "--seed", str(seed), "--total-steps", steps, "--run-dir", str(run))
+    asked = ("--seed", str(seed), "--total-steps", steps, "--run-dir", str(run))
     return Trial(
         task=task,
-        method=SB3,
+        method=method,
         seed=seed,
         run=run,
-        train=(*script, "train", env, *asked),
-        evaluate=(*script, "evaluate", str(run), *evaluation(chosen)),
+        train=("python", script, "train", *words, *asked),
+        evaluate=("python", script, "evaluate", str(run), *evaluation(chosen)),
     )
 
 
@@ -302,6 +321,12 @@ def _run(trial: Trial, jobs: int, stopping: threading.Event, extra: Callable[[Pa
 def found_in(run: Path) -> list[str]:
     """The names of the health checks that found something in a run, once for each finding."""
     return [line["check"] for line in folder.read_log(run / "findings.jsonl")]
+
+
+def evaluations_of(run: Path) -> list[list[float]]:
+    """The greedy evaluations on the way: rows of agent steps, seconds and mean return."""
+    curve = plots.read_curve(run / "evaluations.jsonl", "mean")
+    return np.stack([curve.env_steps, curve.seconds, curve.score], axis=1).tolist()  # type: ignore[no-any-return]
 
 
 def _thin(curve: plots.Curve) -> list[list[float]]:

@@ -16,9 +16,8 @@ import numpy as np
 
 import control
 import family
-from greenroom import plots
 from greenroom.maths import statistics
-from harness import Options, Record, Trial, greenroom_trial, options, parser, run_trials
+from harness import Options, Record, Trial, evaluations_of, greenroom_trial, options, parser, run_trials
 from report import Panel, Scores, Section, group, improvement, plot_curves, write_table
 
 ENV = "CartPole-v1"
@@ -84,11 +83,10 @@ def measured(run: Path) -> Record:
     `evaluations`: rows of agent steps, seconds and mean return. `lag`: the most updates that a rollout's weights were
     behind. `ratio`: the greatest ratio of probabilities, now to then, in a rollout (median over the run; V-trace only).
     """
-    curve = plots.read_curve(run / "evaluations.jsonl", "mean")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     ratios = [line["loss/ratio_max"] for line in lines if "loss/ratio_max" in line]
     return {
-        "evaluations": np.stack([curve.env_steps, curve.seconds, curve.score], axis=1).tolist(),
+        "evaluations": evaluations_of(run),
         "lag": max(line["lag"] for line in lines),
         "ratio": float(np.median(ratios)) if ratios else None,
     }

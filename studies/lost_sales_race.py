@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from greenroom import folder
-from harness import SB3, Options, Record, Trial, evaluation, greenroom_trial, options, parser, run_trials
+from harness import SB3, Options, Record, Trial, greenroom_trial, options, parser, run_trials, script_trial
 from report import Scores, group, write_table
 from time_to_beat import beside_optimum, cell, draw, points_of, seconds_below
 
@@ -88,15 +88,14 @@ def trials_of(chosen: Options) -> list[Trial]:
 
 def peer_trial(chosen: Options, seed: int) -> Trial:
     """Stable-Baselines3's PPO on the same shops."""
-    script, run = ("python", "studies/sb3_lost_sales.py"), chosen.run("sb3", "ppo", seed)
-    asked = ("--seed", str(seed), "--total-steps", str(chosen.total_steps or SB3_STEPS), "--run-dir", str(run))
-    return Trial(
+    return script_trial(
+        chosen,
+        script="studies/sb3_lost_sales.py",
         task=TASK,
         method=f"{SB3} ppo",
         seed=seed,
-        run=run,
-        train=(*script, "train", *asked),
-        evaluate=(*script, "evaluate", str(run), *evaluation(chosen)),
+        run=chosen.run("sb3", "ppo", seed),
+        total_steps=SB3_STEPS,
     )
 
 

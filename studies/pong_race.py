@@ -7,20 +7,18 @@ on the same games, off the clock. Run it on an idle machine, one run for each co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from greenroom import plots
-from harness import Options, Record, Trial, evaluation, greenroom_trial, options, parser, run_trials
+from harness import Options, Record, Trial, evaluations_of, greenroom_trial, options, parser, run_trials, script_trial
 from lost_sales_race import times
 from report import Panel, Scores, group, plot_curves, write_table
+from time_to_beat import first_and_for_good
 
 GAME, WANTED = "ALE/Pong-v5", 18.0
-TOTAL_STEPS, POINTS = 1_000_000, 20
-"""Agent steps of a run, and its evaluations on the way."""
+TOTAL_STEPS, POINTS, LOOK_EPISODES = 1_000_000, 20, 8
+"""Agent steps of a run, its evaluations on the way, and the games of each."""
 
 
 def trials_of(chosen: Options) -> list[Trial]:
@@ -34,7 +32,7 @@ def trials_of(chosen: Options) -> list[Trial]:
             seed=seed,
             run=chosen.run("greenroom", seed),
             total_steps=TOTAL_STEPS,
-            settings=("--preset", "atari-pqn", "--eval-every", every, "--eval-episodes", "8"),
+            settings=("--preset", "atari-pqn", "--eval-every", every, "--eval-episodes", str(LOOK_EPISODES)),
         )
         for seed in chosen.seeds
     ]
@@ -43,31 +41,20 @@ def trials_of(chosen: Options) -> list[Trial]:
 
 def peer_trial(chosen: Options, seed: int) -> Trial:
     """The same by the loop in CleanRL's style."""
-    script, run = ("python", "studies/cleanrl_pqn.py"), chosen.run("cleanrl", seed)
-    asked = ("--seed", str(seed), "--total-steps", str(chosen.total_steps or TOTAL_STEPS), "--run-dir", str(run))
-    return Trial(
+    return script_trial(
+        chosen,
+        script="studies/cleanrl_pqn.py",
         task=GAME,
         method="CleanRL-style loop",
         seed=seed,
-        run=run,
-        train=(*script, "train", *asked),
-        evaluate=(*script, "evaluate", str(run), *evaluation(chosen)),
+        run=chosen.run("cleanrl", seed),
+        total_steps=TOTAL_STEPS,
     )
-
-
-def evaluations_of(run: Path) -> Record:
-    """The greedy evaluations on the way: rows of agent steps, seconds and mean return."""
-    curve = plots.read_curve(run / "evaluations.jsonl", "mean")
-    return {"evaluations": np.stack([curve.env_steps, curve.seconds, curve.score], axis=1).tolist()}
 
 
 def seconds_to(record: Record, wanted: float) -> tuple[float, float]:
     """Seconds at the first evaluation of at least `wanted`, and at the first from which on all are; infinite: never."""
-    first = last = math.inf
-    for _, seconds, score in record["evaluations"]:
-        first = min(first, seconds) if score >= wanted else first
-        last = min(last, seconds) if score >= wanted else math.inf
-    return first, last
+    return first_and_for_good((seconds, score >= wanted) for _, seconds, score in record["evaluations"])
 
 
 def rows_of(records: Sequence[Record]) -> list[list[str]]:
@@ -83,15 +70,15 @@ def rows_of(records: Sequence[Record]) -> list[list[str]]:
 
 def main() -> None:
     chosen = options("pong-race", parser(__doc__ or "", seeds=range(1, 4), episodes=30).parse_args())
-    records = run_trials(trials_of(chosen), chosen, evaluations_of)
+    records = run_trials(trials_of(chosen), chosen, lambda run: {"evaluations": evaluations_of(run)})
     write_table(
         chosen,
         title="Pong: how soon it is played at 18",
         explanation=(
-            f"{GAME}. Seconds of collecting and learning at the first greedy evaluation (8 games) of at least "
-            f"{WANTED:g}, and at the first from which on all are: median over seeds, and their range. Then the return "
-            f"after training ({chosen.episodes} games; mean ± standard deviation over seeds) and agent steps per "
-            f"second. A run is looked at {POINTS} times, so that it may have been there a twentieth of its seconds "
+            f"{GAME}. Seconds of collecting and learning at the first greedy evaluation ({LOOK_EPISODES} games) of at "
+            f"least {WANTED:g}, and at the first from which on all are: median over seeds, and their range. Then the "
+            f"return after training ({chosen.episodes} games; mean ± standard deviation over seeds) and agent steps "
+            f"per second. A run is looked at {POINTS} times, so that it may have been there a twentieth of its seconds "
             "earlier."
         ),
         headings=["learner", "seeds", f"at {WANTED:g}", "for good", "in the end", "steps/s"],

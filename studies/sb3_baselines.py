@@ -9,12 +9,11 @@ sb3-contrib's. The evaluation is greenroom's own.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections import deque
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,10 +25,9 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from torch import Tensor
 
-import greenroom
 from greenroom.envs.factory import Factory
-from greenroom.examination import evaluation_environment
 from greenroom.types import Decision, Obs, State
+from rivals import append, play, verbs
 from sb3_settings import SETTINGS
 
 ALGORITHMS = {
@@ -62,9 +60,7 @@ class Log(BaseCallback):  # type: ignore[misc] # Stable-Baselines3 is not instal
     def flush(self) -> None:
         seconds = time.perf_counter() - self._started
         mean = sum(self._returns) / len(self._returns) if self._returns else None
-        line = {"env_steps": self.num_timesteps, "seconds": seconds, "return_mean": mean}
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append(self._path, env_steps=self.num_timesteps, seconds=seconds, return_mean=mean)
 
 
 def train(task: str, algo: str, seed: int, total_steps: int | None, run: Path) -> None:
@@ -119,31 +115,18 @@ class Trained:
         return Decision(action=torch.as_tensor(action), extras={}, state=dict(zip(state, states, strict=True)))
 
 
-def evaluate_run(run: Path, episodes: int, seed: int) -> Mapping[str, object]:
+def evaluate_run(run: Path, episodes: int, seed: int) -> dict[str, Any]:
     """Play the episodes that `greenroom evaluate` plays for the same task, number and seed, with the best actions."""
     about = json.loads((run / "run.json").read_text())
-    environment = evaluation_environment(greenroom.RunConfig(env=about["task"]), episodes)
-    try:
-        policy = Trained(run, about["algo"], DummyVecEnv([Factory(env=about["task"]).build]))
-        return greenroom.evaluate(policy, environment, episodes=episodes, seed=seed).to_json()
-    finally:
-        environment.close()
+    policy = Trained(run, about["algo"], DummyVecEnv([Factory(env=about["task"]).build]))
+    return play(policy, about["task"], episodes=episodes, seed=seed)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    learn = verbs.add_parser("train", help="train into a new run folder")
+    parser, learn = verbs(__doc__, episodes=100)
     learn.add_argument("task", choices=sorted({task for task, _ in SETTINGS}))
     learn.add_argument("--algo", choices=sorted(ALGORITHMS), required=True)
-    learn.add_argument("--seed", type=int, required=True)
     learn.add_argument("--total-steps", type=int, help="instead of the zoo's budget")
-    learn.add_argument("--run-dir", type=Path, required=True)
-    judge = verbs.add_parser("evaluate", help="evaluate a run folder, with the best actions")
-    judge.add_argument("run", type=Path)
-    judge.add_argument("--episodes", type=int, default=100)
-    judge.add_argument("--seed", type=int, default=1000)
-    judge.add_argument("--json", action="store_true", help="print JSON (the only form there is)")
     given = parser.parse_args()
     if given.verb == "train":
         if (given.task, given.algo) not in SETTINGS:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 import greenroom
 from greenroom import baselines, plots
+from greenroom.config import load_file
 from greenroom.policy import Actor
 from harness import Options, Record, greenroom_trial, options, parser, run_trials
 from report import write_table
@@ -27,7 +28,7 @@ EVALUATION_SEED = 1000
 
 def points_of(run: Path) -> Record:
     """Seconds and gap to the optimum of every checkpoint, and of the classical rules."""
-    return beside_optimum(run, policies(run))
+    return beside_optimum(run, policies(run), load_file(run / "config.yaml").seed)
 
 
 def policies(run: Path) -> Iterator[tuple[int, Actor]]:
@@ -36,14 +37,14 @@ def policies(run: Path) -> Iterator[tuple[int, Actor]]:
         yield int(path.name.split("_")[1].split(".")[0]), greenroom.load_policy(run, which=path.name)[1]
 
 
-def beside_optimum(run: Path, learned: Iterable[tuple[int, Actor]]) -> Record:
+def beside_optimum(run: Path, learned: Iterable[tuple[int, Actor]], seed: int = EVALUATION_SEED) -> Record:
     """`points_of` what a run `learned`: agent steps and policy. Its `metrics.jsonl` has the clock."""
     clock = plots.read_curve(run / "metrics.jsonl", "env_steps")
     seconds_at = dict(zip(clock.env_steps.astype(int).tolist(), clock.seconds.tolist(), strict=True))
     points: list[dict[str, float]] = []
     rules: dict[str, float] = {}
     for steps, policy in learned:
-        table = baselines.report(policy, "lost-sales", {}, seed=EVALUATION_SEED, device="cpu")
+        table = baselines.report(policy, "lost-sales", {}, seed=seed, device="cpu")
         assert table is not None and table.optimum is not None
         optimum = table.optimum
         rules = {name: 100 * (rule.cost / optimum - 1) for name, rule in table.rules.items()}
@@ -61,11 +62,18 @@ def seconds_below(record: Record, level: float) -> tuple[float, float]:
 
     Infinite if there is none.
     """
+    return first_and_for_good((point["seconds"], point["gap"] < level) for point in record["points"])
+
+
+def first_and_for_good(looks: Iterable[tuple[float, bool]]) -> tuple[float, float]:
+    """Seconds of the first of the looks that `reached` the goal, and of the first from which on all did.
+
+    Infinite if there is none.
+    """
     first = last = math.inf
-    for point in record["points"]:
-        below = point["gap"] < level
-        first = min(first, point["seconds"]) if below else first
-        last = min(last, point["seconds"]) if below else math.inf
+    for seconds, reached in looks:
+        first = min(first, seconds) if reached else first
+        last = min(last, seconds) if reached else math.inf
     return first, last
 
 
