@@ -29,9 +29,13 @@ class Entry:
     """The same algorithm in `sb3_settings.SETTINGS`, if Stable-Baselines3 has it."""
 
 
-_RAINBOW = "--preset classic-rainbow --epsilon-start 1.0 --epsilon-final 0.02 --replay-ratio 16"
+_RAINBOW = (
+    "--preset classic-rainbow --epsilon-start 1.0 --epsilon-final 0.1 --epsilon-fraction 0.5 --replay-ratio 16"
+)
 """Noise alone explores too little where rewards are rare."""
 _QUANTILES = "--algo dqn --distribution quantile --atoms 25"
+_MORE = "--replay-ratio 128"
+"""On Acrobot: as often as Stable-Baselines3's settings draw."""
 _WIDE = "--hidden 256 256 --replay-ratio 64"
 _LANDER = "--no-check-bounds"
 """LunarLander can fly out of its own observation space."""
@@ -56,8 +60,8 @@ TABLE: dict[tuple[str, str], Entry] = {
     ("Acrobot-v1", "nstep-q"): Entry(steps=300_000, settings="--algo nstep-q --rollout-length 8"),
     ("Acrobot-v1", "nstep-sarsa"): Entry(steps=300_000, settings="--algo nstep-sarsa --rollout-length 8"),
     ("Acrobot-v1", "pqn"): Entry(steps=200_000, settings="--algo pqn"),
-    ("Acrobot-v1", "dqn"): Entry(steps=100_000, settings="--algo dqn", rival="dqn"),
-    ("Acrobot-v1", "dqn-quantile"): Entry(steps=100_000, settings=_QUANTILES, rival="qrdqn"),
+    ("Acrobot-v1", "dqn"): Entry(steps=100_000, settings=f"--algo dqn {_MORE}", rival="dqn"),
+    ("Acrobot-v1", "dqn-quantile"): Entry(steps=100_000, settings=f"{_QUANTILES} {_MORE}", rival="qrdqn"),
     ("Acrobot-v1", "rainbow"): Entry(steps=100_000, settings=f"{_RAINBOW} --v-min -10 --v-max 0"),
     ("LunarLander-v3", "a2c"): Entry(steps=500_000, settings=f"--algo a2c {_LANDER} {_POLICY}", rival="a2c"),
     ("LunarLander-v3", "ppo"): Entry(
@@ -85,10 +89,10 @@ TABLE: dict[tuple[str, str], Entry] = {
     ("Pendulum-v1", "td3"): Entry(steps=20_000, settings="--algo td3", rival="td3"),
     # The zoo has no settings of its own for the next two, and its default starts to learn at once; so do these.
     ("InvertedDoublePendulum-v5", "sac"): Entry(
-        steps=50_000, settings="--algo sac --learning-starts 1000", rival="sac"
+        steps=20_000, settings="--algo sac --learning-starts 1000", rival="sac"
     ),
     ("InvertedDoublePendulum-v5", "td3"): Entry(
-        steps=50_000, settings="--algo td3 --learning-starts 1000", rival="td3"
+        steps=20_000, settings="--algo td3 --learning-starts 1000", rival="td3"
     ),
     ("InvertedPendulum-v5", "ppo"): Entry(steps=100_000, settings="--algo ppo", rival="ppo"),
     ("InvertedPendulum-v5", "sac"): Entry(steps=20_000, settings="--algo sac --learning-starts 1000", rival="sac"),
