@@ -118,11 +118,11 @@ def dqn(env: str) -> RunConfig:
         algorithm=DQNConfig(
             drawing=Drawing(batch_size=256, replay_ratio=8.0, learning_starts=20_000),
             replay=ReplayConfig(capacity=1_000_000, n_step=3),
-            target=TargetNetwork(target_every=500),
+            target=TargetNetwork(target_every=200),
             exploration=EpsilonGreedy(epsilon_final=(0.01,), epsilon_fraction=0.05),
-            optimizer=Adam(learning_rate=2e-4, max_grad_norm=10.0, eps=1.5e-4, schedule=Schedule(anneal=False)),
+            optimizer=Adam(learning_rate=5e-4, max_grad_norm=10.0, eps=1.5e-4, schedule=Schedule(anneal=False)),
         ),
-        policy=PolicyConfig(network=Nips()),
+        policy=PolicyConfig(network=Nips(layer_norm=True)),
     )
 
 
