@@ -29,9 +29,7 @@ class Entry:
     """The same algorithm in `sb3_settings.SETTINGS`, if Stable-Baselines3 has it."""
 
 
-_RAINBOW = (
-    "--preset classic-rainbow --epsilon-start 1.0 --epsilon-final 0.1 --epsilon-fraction 0.5 --replay-ratio 16"
-)
+_RAINBOW = "--preset classic-rainbow --epsilon-start 1.0 --epsilon-final 0.1 --epsilon-fraction 0.5 --replay-ratio 16"
 """Noise alone explores too little where rewards are rare."""
 _QUANTILES = "--algo dqn --distribution quantile --atoms 25"
 _MORE = "--replay-ratio 128"
