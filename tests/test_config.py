@@ -120,6 +120,10 @@ def test_a_component_s_missing_keys_are_as_its_owner_has_them() -> None:
         ("env: x\nalgorithm: {kind: ppo, epoch: 2}", "c.yaml: algorithm: unknown key 'epoch'; did you mean 'epochs'?"),
         ("env: x\nalgorithm: {kind: ppo, clip: big}", "c.yaml: algorithm: clip: expected float, found 'big'"),
         (
+            f"env: x\nalgorithm: {{kind: ppo, clip: {10**400}}}",
+            "c.yaml: algorithm: clip: expected float, found a whole number that is too large for one",
+        ),
+        (
             "env: x\nalgorithm: {kind: a2c, discounting: {gamma: 2}}",
             "c.yaml: algorithm: discounting: gamma and lam must lie in [0, 1], not 2.0 and 1.0",
         ),

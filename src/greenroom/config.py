@@ -329,7 +329,10 @@ def _value(kind: Any, value: Any, where: str, base: object = None) -> Any:
             raise UserError(f"{where}: expected a mapping with names as keys, found {value!r}")
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise UserError(f"{where}: expected float, found a whole number that is too large for one") from None
     # bool is a subclass of int, and nobody means True by num_envs.
     if type(value) is not kind:
         raise UserError(f"{where}: expected {kind.__name__}, found {value!r}")
