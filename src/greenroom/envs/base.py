@@ -94,12 +94,12 @@ class EpisodeTracker:
         index = ended.nonzero().squeeze(1)
         episodes = Episodes(
             index=index,
-            returns=self._returns[index],
-            lengths=self._lengths[index],
-            signals={name: total[index] for name, total in self._signals.items()},
+            returns=self._returns.index_select(0, index),
+            lengths=self._lengths.index_select(0, index),
+            signals={name: total.index_select(0, index) for name, total in self._signals.items()},
         )
         for total in (self._returns, self._lengths, *self._signals.values()):
-            total[index] = 0
+            total.index_fill_(0, index, 0)
         return episodes
 
     def forget(self, index: Sequence[int]) -> None:

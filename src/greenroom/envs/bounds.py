@@ -34,8 +34,10 @@ def bounds_of(space: Any, leaf: Leaf) -> Bounds | None:
     return low.astype(np.float32), high.astype(np.float32)
 
 
-def within(rows: Array, bounds: Bounds) -> bool:
-    """Whether all values of `rows`, `[..., leaf's shape]`, are finite and inside."""
+def within(rows: Array, bounds: Bounds | None) -> bool:
+    """Whether all values of `rows`, `[..., leaf's shape]`, are finite and, where there are bounds, inside."""
+    if bounds is None:
+        return bool(np.isfinite(rows).all())
     low, high = bounds
     return bool(((rows >= low) & (rows <= high)).all())
 

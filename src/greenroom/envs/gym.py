@@ -79,7 +79,7 @@ class Actor:
         leaf, row = self._obs[0]
         plain = len(self._obs) == 1 and not (leaf.path or leaf.count or leaf.in_info)
         self._whole, self._form = row if plain else None, (leaf.given, row.dtype)
-        self._action, self._decode = board.action[index, ...], layout.action.decoder()
+        self._action, self._signals = board.action[index, ...], tuple(enumerate(layout.signals))
 
     def reset(self, seed: int | None) -> None:
         """Start an episode; with a seed, also restart the environment's own random numbers."""
@@ -89,12 +89,15 @@ class Actor:
         self._write(self._obs, *_reset(self._env, seed, self.index, self._where))
         self._board.resetting[self.index] = False
 
-    def step(self) -> None:
-        """Take the action in this actor's row and write what came of it."""
+    def step(self, action: Any) -> None:
+        """Take the action of this actor's row, in the environment's own form, and write what came of it.
+
+        Whether the episode ended is written only if it did.
+        """
         index, board = self.index, self._board
         self.step_count += 1
         try:
-            answer = self._env.step(self._decode(self._action))
+            answer = self._env.step(action)
         except Exception as error:
             raise self._fault(f"step raised {type(error).__name__}: {error}") from error
         if not (isinstance(answer, tuple) and len(answer) == 5):
@@ -105,16 +108,16 @@ class Actor:
         usual = type(reward) is float and math.isfinite(reward)
         board.reward[index] = reward if usual else self._number("the reward", reward)
         try:
-            terminated, truncated = bool(terminated), bool(truncated)
+            if ended := bool(terminated or truncated):
+                board.terminated[index], board.truncated[index] = bool(terminated), bool(truncated)
         except Exception as error:
             what = f"{_shown(terminated)} and {_shown(truncated)}"
             raise self._fault(f"terminated and truncated must be true or false, not {what}") from error
-        board.terminated[index], board.truncated[index] = terminated, truncated
-        for row, name in enumerate(self._layout.signals):
+        for row, name in self._signals:
             if not isinstance(info, Mapping) or name not in info:
                 raise self._fault(f"info has no {name!r}, which the environment's metadata declares as a signal")
             board.signals[row, index] = self._number(f"signal {name!r}", info[name])
-        if terminated or truncated:
+        if ended:
             self._write(self._final, obs, info)
             self._check(self._final)
             self.reset(None)
@@ -132,6 +135,8 @@ class Actor:
 
     def _check(self, rows: list[tuple[Leaf, Array]]) -> None:
         for (leaf, row), bounds in zip(rows, self._bounds, strict=True):
+            if within(row, bounds) and leaf.name != MASK:
+                continue
             if not np.isfinite(row).all():
                 fault = f"{leaf.title} holds NaN or infinity"
                 if not np.isfinite(self._action).all():
@@ -214,8 +219,9 @@ class Cast:
 
     def enter(self, board: Board) -> None:
         """Take the rows of `board`; call once, before `reset`."""
-        self._board = board
-        mine = [rows[self._first : self._first + len(self._envs)] for rows in board.obs]
+        self._board, self._decode = board, self.layout.action.decoder()
+        self._mine = slice(self._first, self._first + len(self._envs))
+        mine = [rows[self._mine] for rows in board.obs]
         self._watched = [
             (rows, bounds)
             for rows, bounds in zip(mine, self._bounds, strict=True)
@@ -232,10 +238,11 @@ class Cast:
 
     def step(self) -> Iterator[int]:
         """Step every environment once; yields the index of each before it is stepped."""
-        for actor in self._actors:
+        self._board.terminated[self._mine], self._board.truncated[self._mine] = False, False
+        for actor, action in zip(self._actors, self._decode(self._board.action[self._mine]), strict=True):
             yield actor.index
             try:
-                actor.step()
+                actor.step(action)
             except EnvironmentFault as error:
                 self._start_anew(actor, error)
         self._check()
@@ -263,9 +270,7 @@ class Cast:
 
     def _check(self) -> None:
         """Look at all present observations at once, and only where something is wrong at each."""
-        fine = all(
-            np.isfinite(rows).all() if bounds is None else within(rows, bounds) for rows, bounds in self._watched
-        )
+        fine = all(within(rows, bounds) for rows, bounds in self._watched)
         if fine and self._mask is not None:
             fine = is_mask(self._mask) and leaves_a_choice(self._mask, self.layout.action.count)
         if not fine:

@@ -7,7 +7,7 @@ time and memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -115,16 +115,16 @@ class ActionForm:
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
 
-    def decoder(self) -> Callable[[Array], Any]:
-        """What turns a row into the environment's own form of an action: a fresh value of the type its space has."""
-        if self.kind == "discrete":
-            number, first = np.dtype(self.given_dtype).type, self.start[0]
-            return lambda row: number(row.item() + first)
+    def decoder(self) -> Callable[[Array], Sequence[Any]]:
+        """What turns rows into the environments' own form of an action: fresh values of the type their space has."""
         given, dtype = self.given, np.dtype(self.given_dtype)
+        if self.kind == "discrete":
+            first = self.start[0]
+            return lambda rows: list((rows + first).astype(dtype))  # numpy's numbers, not Python's
         if self.kind == "multi_discrete":
             start = np.asarray(self.start)
-            return lambda row: (row + start).reshape(given).astype(dtype)
-        return lambda row: row.reshape(given).astype(dtype)
+            return lambda rows: [(row + start).reshape(given).astype(dtype) for row in rows]
+        return lambda rows: [row.reshape(given).astype(dtype) for row in rows]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

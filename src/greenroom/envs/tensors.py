@@ -130,15 +130,14 @@ class BoardTensors:
 
     def step(self, faults: Sequence[Fault] = ()) -> Step:
         """Everything that the last batch of steps left on the board, after these failures were mended."""
-        ended = self._terminated | self._truncated
-        rows = ended.nonzero().squeeze(1)
-        finished = ended
+        finished = ended = self._terminated | self._truncated
         if lost := [index for fault in faults for index in fault.restarted]:
             finished = ended.clone()
             finished[lost] = False
         episodes = self.episodes.update(self._reward, finished, self._signals)
         self.episodes.forget(lost)
         self.history.finished(episodes.index.tolist())
+        rows = ended.nonzero().squeeze(1) if lost else episodes.index
         return Step(
             obs=self._form(self._obs),
             reward=self._reward,
