@@ -94,7 +94,9 @@ TABLE: dict[tuple[str, str], Entry] = {
     ),
     ("InvertedPendulum-v5", "ppo"): Entry(steps=100_000, settings="--algo ppo", rival="ppo"),
     ("InvertedPendulum-v5", "sac"): Entry(steps=20_000, settings="--algo sac --learning-starts 1000", rival="sac"),
-    ("InvertedPendulum-v5", "td3"): Entry(steps=20_000, settings="--algo td3 --learning-starts 1000", rival="td3"),
+    ("InvertedPendulum-v5", "td3"): Entry(
+        steps=20_000, settings="--algo td3 --learning-starts 1000 --learning-rate 1e-3", rival="td3"
+    ),
     ("CartPole-without-velocity", "ppo"): Entry(steps=100_000, settings="--algo ppo"),
     ("CartPole-without-velocity", "ppo-gru"): Entry(steps=100_000, settings=f"{_PPO_MEMORY} --memory gru"),
     ("CartPole-without-velocity", "ppo-lstm"): Entry(

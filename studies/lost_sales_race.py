@@ -39,7 +39,7 @@ class Entry:
 _COSTS = "--gamma 0.97 --lam 0.9 --scale-rewards --normalize-obs"
 _ONE_UPDATE = f"{_COSTS} --num-envs 128 --rollout-length 16 --learning-rate 1e-3 --entropy-coef 0.01"
 TABLE = {
-    "ppo": Entry(steps=10_000_000, settings="--algo ppo"),
+    "ppo": Entry(steps=2_000_000, settings="--algo ppo --num-envs 256 --minibatches 8 --entropy-coef 0.01"),
     "a2c": Entry(steps=10_000_000, settings=f"--algo a2c {_ONE_UPDATE}"),
     "vtrace": Entry(steps=10_000_000, settings=f"--algo vtrace {_ONE_UPDATE}"),
     "nstep-q": Entry(
@@ -59,9 +59,7 @@ TABLE = {
     ),
 }
 """By algorithm. Runs are as long as it takes each to stop improving."""
-
-
-SB3_STEPS = 10_000_000
+SB3_STEPS = 2_000_000
 
 
 def trials_of(chosen: Options) -> list[Trial]:

@@ -1,11 +1,12 @@
 """Stable-Baselines3's PPO on lost sales, for `studies/lost_sales_race.py`: commands shaped like greenroom's own.
 
-    python studies/sb3_lost_sales.py train --seed 1 --total-steps 10000000 --run-dir RUN
+    python studies/sb3_lost_sales.py train --seed 1 --total-steps 2000000 --run-dir RUN
     python studies/sb3_lost_sales.py evaluate RUN --episodes 4096 --seed 1000 --json
 
-It gets greenroom's own task, a thousand shops stepped at once, so that its environment costs next to nothing. Settings
-are greenroom's for this task, but with 1024 shops, at which `greenroom bench device` found it fastest. They have not
-been tuned for it yet.
+It gets greenroom's own task, all shops stepped at once, so that its environment costs next to nothing. Settings are those
+of greenroom's PPO in the race: of those tried on seed 11 they served it best, too. Its rewards are normalised and its
+observations are not. While the policy is still random the stock grows without end, and with statistics that remember
+this it learned no better than to order the same whatever it saw, 22 % over the optimum and more.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ from sb3_baselines import Log, Trained
 from sb3_settings import linear
 
 ENV = "lost-sales"
-SHOPS, LENGTH, MINIBATCHES, GAMMA = 1024, 24, 4, 0.97
+SHOPS, LENGTH, MINIBATCHES, GAMMA = 256, 24, 8, 0.97
 SETTINGS: dict[str, Any] = {
     "n_steps": LENGTH,
     "batch_size": SHOPS * LENGTH // MINIBATCHES,
     "n_epochs": 2,
     "gamma": GAMMA,
     "gae_lambda": 0.9,
-    "ent_coef": 0.001,
+    "ent_coef": 0.01,
     "vf_coef": 1.0,
     "learning_rate": linear(3e-3),
 }
@@ -105,7 +106,7 @@ def _array(obs: Obs) -> NDArray[np.float32]:
 
 
 class Keeping(Log):
-    """Keeps the model as often as greenroom's runs are saved in this study, with its normaliser, off the clock."""
+    """Keeps the model as often as greenroom's runs are saved in this study, off the clock."""
 
     def __init__(self, run: Path, total_steps: int) -> None:
         super().__init__(run / "metrics.jsonl", total_steps)
@@ -130,7 +131,7 @@ class Keeping(Log):
 def train(seed: int, total_steps: int, run: Path) -> None:
     """Train, and keep models on the way and at the end."""
     run.mkdir(parents=True)
-    shops = VecNormalize(Shops(SHOPS, seed), gamma=GAMMA)
+    shops = VecNormalize(Shops(SHOPS, seed), norm_obs=False, gamma=GAMMA)
     learner = PPO("MlpPolicy", shops, seed=seed, device="cpu", **SETTINGS)
     log = Keeping(run, total_steps)
     learner.learn(total_steps, callback=log)
