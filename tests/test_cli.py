@@ -325,6 +325,16 @@ def command(*words: str, **options: Any) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def test_a_reader_that_leaves_hears_no_complaint(run: Path) -> None:
+    for words in (["list"], ["evaluate", str(run), "--episodes", "1", "--json"]):
+        process = command(*words)
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()  # as `head` does
+        with process.stderr as complaints:
+            assert process.wait(60) != 0
+            assert complaints.read() == ""
+
+
 def wait_for_lines(path: Path, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 60
     while not (path.exists() and path.read_bytes()):

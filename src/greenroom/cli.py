@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -123,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code, an `ExitCode`.
+        The exit code, an `ExitCode`; 141 (1 from a table) if nobody reads the output to its end.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if (here := os.getcwd()) not in sys.path:
@@ -136,7 +137,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         name, rest = words[0], words[1:]
         if name not in _COMMANDS:
             raise UserError(f"no command {name!r}{nearest(name, _COMMANDS)}")
-        return _COMMANDS[name][1](rest) or ExitCode.DONE
+        code = _COMMANDS[name][1](rest) or ExitCode.DONE
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # `head` has seen enough. Python itself would complain of what is left to be written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (UserError, OSError) as problem:
         if "--debug" in words:
             raise
