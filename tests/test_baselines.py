@@ -37,7 +37,6 @@ class Played:
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "_PERIODS", 500)
-    monkeypatch.setattr(baselines, "_conventional", baselines._conventional.__wrapped__)  # others' periods are kept
 
 
 def table_for(orders: Orders, kwargs: dict[str, object] = KWARGS, seed: int = 1) -> BaselineReport:

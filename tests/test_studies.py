@@ -399,7 +399,6 @@ def test_a_point_of_the_race_is_a_policy_beside_the_optimum_at_the_clocks_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(baselines, "_PERIODS", 50)
-    monkeypatch.setattr(baselines, "_conventional", baselines._conventional.__wrapped__)  # others' periods are kept
     lines = [{"env_steps": 100 * n, "seconds": 3.0 * n, "return_mean": None} for n in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 

@@ -6,7 +6,6 @@ Only environments with conventional answers are listed in `BASELINES`; another j
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -149,10 +148,12 @@ def lost_sales(
     model = dataclasses.replace(LostSales(**kwargs), start="empty", horizon=0)  # type: ignore[arg-type]  # checked there
     if any(isinstance(getattr(model, name), tuple) for name in PARAMETERS):
         return None
+    rules = classical_rules(model)
+    reference = rules.pop("optimum", None) or min(rules.values(), key=lambda rule: rule.cost)
     seed = seeding.derive(seed, "baselines")
-    reference, rules, known = _conventional(model, seed, device)
     with evaluation_mode(policy), torch.no_grad():
         learned, counts = _play(model, seed, device, _orders_of(policy))
+    known, _ = _play(model, seed, device, lambda obs, inventory: reference.orders(inventory))
     difference = _estimate(learned - known)
     usual = int(counts.argmax())
     return BaselineReport(
@@ -172,18 +173,6 @@ def lost_sales(
         usual_share=float(counts[usual] / counts.sum()),
         periods=_ACTORS * _PERIODS,
     )
-
-
-@functools.lru_cache(maxsize=4)
-def _conventional(model: LostSales, seed: int, device: torch.device | str) -> tuple[Rule, dict[str, Rule], Tensor]:
-    """The reference, the other rules, and the reference's cost per period of every actor.
-
-    Kept, because all checkpoints of a run are put beside the same.
-    """
-    rules = classical_rules(model)
-    reference = rules.pop("optimum", None) or min(rules.values(), key=lambda rule: rule.cost)
-    known, _ = _play(model, seed, device, lambda obs, inventory: reference.orders(inventory))
-    return reference, rules, known
 
 
 def _orders_of(policy: Actor) -> Callable[[Obs, Tensor], Tensor]:
