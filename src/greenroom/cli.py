@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -140,11 +141,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _COMMANDS[name][1](rest) or ExitCode.DONE
         sys.stdout.flush()
         return code
-    except BrokenPipeError:
-        # `head` has seen enough. Python itself would complain of what is left to be written.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
     except (UserError, OSError) as problem:
+        if isinstance(problem, BrokenPipeError) and _reader_has_left():
+            # Python itself would complain of what is left to be written.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
         if "--debug" in words:
             raise
         if isinstance(problem, EnvironmentFault) and (own := traceback_of(problem)):
@@ -156,6 +157,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         errors.print("greenroom: interrupted", style="red")
         return ExitCode.INTERRUPTED
+
+
+def _reader_has_left() -> bool:
+    """Whether standard output is a pipe that nobody reads any more, as after `head`; other pipes may break, too."""
+    look = select.poll()
+    look.register(sys.stdout.fileno(), 0)  # errors are told without being asked for
+    return bool(look.poll(0))
 
 
 def _train(words: list[str]) -> ExitCode:
