@@ -135,17 +135,16 @@ class Actor:
 
     def _check(self, rows: list[tuple[Leaf, Array]]) -> None:
         for (leaf, row), bounds in zip(rows, self._bounds, strict=True):
-            if within(row, bounds) and leaf.name != MASK:
-                continue
-            if not np.isfinite(row).all():
+            if within(row, bounds):
+                if leaf.name == MASK and not is_mask(row):
+                    raise self._fault(f"{leaf.title} holds other numbers than 0 (forbidden) and 1 (allowed)")
+            elif bounds is not None and np.isfinite(row).all():
+                raise self._fault(f"{leaf.title} {outside(row, bounds)}; {_BOUNDS_REMEDY}")
+            else:
                 fault = f"{leaf.title} holds NaN or infinity"
                 if not np.isfinite(self._action).all():
                     fault += "; so did the action that it was given: training has diverged, lower the learning rate"
                 raise self._fault(fault)
-            if bounds is not None and not within(row, bounds):
-                raise self._fault(f"{leaf.title} {outside(row, bounds)}; {_BOUNDS_REMEDY}")
-            if leaf.name == MASK and not is_mask(row):
-                raise self._fault(f"{leaf.title} holds other numbers than 0 (forbidden) and 1 (allowed)")
 
     def capture(self) -> dict[str, Any]:
         """The environment's state as plain values (see `snapshot.capture`)."""
