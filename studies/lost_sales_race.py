@@ -59,7 +59,6 @@ TABLE = {
     ),
 }
 """By algorithm. Runs are as long as it takes each to stop improving."""
-SB3_STEPS = 2_000_000
 
 
 def trials_of(chosen: Options) -> list[Trial]:
@@ -93,7 +92,7 @@ def peer_trial(chosen: Options, seed: int) -> Trial:
         method=f"{SB3} ppo",
         seed=seed,
         run=chosen.run("sb3", "ppo", seed),
-        total_steps=SB3_STEPS,
+        total_steps=TABLE["ppo"].steps,
     )
 
 
