@@ -87,10 +87,10 @@ TABLE: dict[tuple[str, str], Entry] = {
     ("Pendulum-v1", "td3"): Entry(steps=20_000, settings="--algo td3", rival="td3"),
     # The zoo has no settings of its own for the next two, and its default starts to learn at once; so do these.
     ("InvertedDoublePendulum-v5", "sac"): Entry(
-        steps=20_000, settings="--algo sac --learning-starts 1000", rival="sac"
+        steps=20_000, settings="--algo sac --learning-starts 100 --anneal", rival="sac"
     ),
     ("InvertedDoublePendulum-v5", "td3"): Entry(
-        steps=20_000, settings="--algo td3 --learning-starts 1000", rival="td3"
+        steps=20_000, settings="--algo td3 --learning-starts 100 --learning-rate 1e-3 --hidden 400 300", rival="td3"
     ),
     ("InvertedPendulum-v5", "ppo"): Entry(steps=100_000, settings="--algo ppo", rival="ppo"),
     ("InvertedPendulum-v5", "sac"): Entry(steps=20_000, settings="--algo sac --learning-starts 1000", rival="sac"),

@@ -28,6 +28,7 @@ from greenroom.cli import main
 from greenroom.config import RunConfig
 from greenroom.errors import UserError
 from greenroom.presets import preset
+from greenroom.training import choose_precision
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = Settings(seconds=0.02, repeats=2)
@@ -330,6 +331,16 @@ def test_greenroom_measures_itself_in_a_process_of_its_own() -> None:
     assert answer.steps > 0
     assert answer.setting.startswith("sync; device")
     assert answer.more["resident"] > 1e6
+
+
+def test_a_measurement_says_in_which_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("greenroom.machine.cpu_bf16", lambda: "avx512_bf16")
+    own = peers._atari("paac", peers._A2C)
+    said: dict[str, list[str]] = {name: [] for name in own}
+    for name, config in own.items():
+        choose_precision(config, torch.device("cpu"), said[name].append)
+    assert once._arithmetic(said["sync"]) == ["bfloat16 convolutions"]
+    assert once._arithmetic(said["sync, float32"]) == []
 
 
 def test_a_measurement_counts_only_after_the_warm_up() -> None:

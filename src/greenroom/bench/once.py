@@ -38,10 +38,15 @@ def measure(config: RunConfig, *, seconds: float, warm_up: float) -> Answer:
             torch.cuda.synchronize()
         taken = time.perf_counter() - begin
         more = {"resident": float(resident())}
-        how = f"{config.collect}; {said[0].removeprefix('stage: ')}"
+        how = "; ".join([config.collect, said[0].removeprefix("stage: "), *_arithmetic(said)])
         return Answer(steps=run.env_steps - steps, seconds=taken, version=greenroom.__version__, setting=how, more=more)
     finally:
         run.close()
+
+
+def _arithmetic(said: list[str]) -> list[str]:
+    """What a run says of arithmetic other than float32's, which nobody else here uses."""
+    return [line.removeprefix("precision: ").split(" (")[0] for line in said if line.startswith("precision: ")]
 
 
 def resident() -> int:

@@ -129,11 +129,12 @@ def _limit(settings: Settings) -> float:
 
 
 def _atari(name: str, task: Task) -> dict[str, RunConfig]:
-    """NatureCNN on Pong, in the three ways to collect."""
+    """NatureCNN on Pong, in the three ways to collect; and in the arithmetic that the peers use everywhere."""
     base = preset(name, "ALE/Pong-v5")
     policy = dataclasses.replace(base.policy, network=Nature())
     base = _sized(dataclasses.replace(base, policy=policy), task)
-    return {way: dataclasses.replace(base, collect=way) for way in WAYS}
+    float32 = dataclasses.replace(base, policy=dataclasses.replace(policy, precision="float32"))
+    return {way: dataclasses.replace(base, collect=way) for way in WAYS} | {"sync, float32": float32}
 
 
 def cartpole() -> dict[str, RunConfig]:
