@@ -220,7 +220,7 @@ def test_peers_are_compared_with_the_best_of_greenroom(monkeypatch: pytest.Monke
 
     def ask_peer(script: str, task: peers.Task, settings: Settings) -> Answer | str:
         asked.append(script)
-        return "no such thing" if script == "skrl" else answering(100.0)()
+        return "no such thing" if script == "skrl" else answering(100.0, parameters=1687719.0)()
 
     rates = iter([150.0, 300.0] * 2)
     monkeypatch.setattr(peers, "ask_own", lambda config, settings: answering(next(rates))())
@@ -232,6 +232,8 @@ def test_peers_are_compared_with_the_best_of_greenroom(monkeypatch: pytest.Monke
     assert times["TorchRL"] == 3.0
     assert times["skrl"] is None
     assert how["skrl"] == "no such thing"
+    parameters = column(found.tables[0], "parameters")
+    assert (parameters["TorchRL"], parameters["greenroom, sync"]) == ("1687719", None)
     assert asked.count("skrl") == 1, "who failed once is not asked again"
     assert asked.count("sb3") == TINY.repeats
     assert found.slices["A task: TorchRL"] == [100.0, 100.0]
@@ -331,6 +333,8 @@ def test_greenroom_measures_itself_in_a_process_of_its_own() -> None:
     assert answer.steps > 0
     assert answer.setting.startswith("sync; device")
     assert answer.more["resident"] > 1e6
+    layers = (4 * 64 + 64) + (64 * 64 + 64) + (64 * 2 + 2) + (64 + 1)
+    assert answer.more["parameters"] == layers
 
 
 def test_a_measurement_says_in_which_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:

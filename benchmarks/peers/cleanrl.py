@@ -121,4 +121,4 @@ while not clock.passed(args.batch):
             nn.utils.clip_grad_norm_(agent.parameters(), 0.5)
             optimizer.step()
 
-report(clock, "envpool", f"EnvPool, {args.threads} threads")
+report(clock, "envpool", f"EnvPool, {args.threads} threads", agent.parameters())

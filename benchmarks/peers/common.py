@@ -12,8 +12,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 TASKS = ("atari-a2c", "atari-ppo", "cartpole-ppo")
 
@@ -85,10 +86,15 @@ class Clock:
         return self.seconds >= self._wanted
 
 
-def report(clock: Clock, package: str, setting: str) -> None:
-    """Print the result: agent steps and seconds, the package's version, and in words how it was run."""
+def report(clock: Clock, package: str, setting: str, parameters: Iterable[Any] = ()) -> None:
+    """Print the result: agent steps and seconds, the package's version, how it was run, and how much it trained.
+
+    `parameters` are the tensors that are trained, each once.
+    """
     version = importlib.metadata.version(package) if package else ""
     line = {"steps": clock.steps, "seconds": clock.seconds, "version": version, "setting": setting}
+    if number := sum(tensor.numel() for tensor in parameters):
+        line["more"] = {"parameters": float(number)}
     sys.stdout.flush()
     print(json.dumps(line), flush=True)
 

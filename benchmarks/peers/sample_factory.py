@@ -22,6 +22,7 @@ import torch
 from sample_factory.algo.runners.runner import AlgoObserver
 from sample_factory.cfg.arguments import parse_full_cfg, parse_sf_args
 from sample_factory.envs.env_utils import register_env
+from sample_factory.model.actor_critic import create_actor_critic
 from sample_factory.train import make_runner
 from sf_examples.envpool.envpool_wrappers import EnvPoolResetFixWrapper
 
@@ -55,7 +56,10 @@ class Counting(AlgoObserver):
         steps, self._seen = total - self._seen, total
         if steps and self.clock.passed(steps):
             how = f"EnvPool, {splits} × {args.num_envs // splits} environments, {args.threads} threads; asynchronous"
-            report(self.clock, "sample-factory", how)
+            # The learner's network is in another process; this is one like it.
+            info = runner.env_info
+            alike = create_actor_critic(runner.cfg, info.obs_space, info.action_space)
+            report(self.clock, "sample-factory", how, alike.parameters())
             for child in psutil.Process().children(recursive=True):
                 child.kill()
             os._exit(0)

@@ -106,4 +106,4 @@ else:
 clock = Clock(args)
 with contextlib.suppress(Enough):
     learner.learn(10**9, callback=Ticking(clock))
-report(clock, "stable-baselines3", f"{called}; torch {args.threads} threads")
+report(clock, "stable-baselines3", f"{called}; torch {args.threads} threads", learner.policy.parameters())

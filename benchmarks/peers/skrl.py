@@ -1,4 +1,4 @@
-"""skrl's A2C and PPO with one network for policy and value, on ALE's vector or Gymnasium's numpy batch."""
+"""skrl's A2C and PPO on ALE's vector or Gymnasium's numpy batch."""
 
 from __future__ import annotations
 
@@ -29,30 +29,37 @@ torch.set_num_threads(args.threads)
 logger.setLevel("ERROR")
 
 
-class Shared(CategoricalMixin, DeterministicMixin, Model):
-    """Policy and value in one, as skrl's documentation shows it: the value's pass uses the policy's features again."""
+def features() -> tuple[nn.Module, int]:
+    """NatureCNN, or 64 × 64; and how many numbers it gives."""
+    if not args.atari:
+        return nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh()), 64
+    body = nn.Sequential(
+        nn.Conv2d(4, 32, 8, stride=4),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 4, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 3, stride=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64 * 7 * 7, 512),
+        nn.ReLU(),
+    )
+    return body, 512
+
+
+class Both(CategoricalMixin, DeterministicMixin, Model):
+    """Policy and value in one, as skrl's documentation shows it.
+
+    On Atari the value's pass uses the policy's features again; on CartPole each has a network of its own.
+    """
 
     def __init__(self, observation_space, action_space, device) -> None:
         Model.__init__(self, observation_space=observation_space, action_space=action_space, device=device)
         CategoricalMixin.__init__(self, unnormalized_log_prob=True, role="policy")
         DeterministicMixin.__init__(self, role="value")
-        if args.atari:
-            self.body = nn.Sequential(
-                nn.Conv2d(4, 32, 8, stride=4),
-                nn.ReLU(),
-                nn.Conv2d(32, 64, 4, stride=2),
-                nn.ReLU(),
-                nn.Conv2d(64, 64, 3, stride=1),
-                nn.ReLU(),
-                nn.Flatten(),
-                nn.Linear(64 * 7 * 7, 512),
-                nn.ReLU(),
-            )
-            features = 512
-        else:
-            self.body = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh())
-            features = 64
-        self.policy_head, self.value_head = nn.Linear(features, action_space.n), nn.Linear(features, 1)
+        self.body, width = features()
+        self.value_body = None if args.atari else features()[0]
+        self.policy_head, self.value_head = nn.Linear(width, action_space.n), nn.Linear(width, 1)
         self._features = None
 
     def act(self, inputs, *, role=""):
@@ -60,15 +67,17 @@ class Shared(CategoricalMixin, DeterministicMixin, Model):
 
     def compute(self, inputs, role=""):
         if role == "policy":
-            self._features = self._encode(inputs)
+            self._features = self._encode(self.body, inputs)
             return self.policy_head(self._features), {}
-        features = self._encode(inputs) if self._features is None else self._features
+        if self.value_body is not None:
+            return self.value_head(self._encode(self.value_body, inputs)), {}
+        seen = self._encode(self.body, inputs) if self._features is None else self._features
         self._features = None
-        return self.value_head(features), {}
+        return self.value_head(seen), {}
 
-    def _encode(self, inputs):
+    def _encode(self, body, inputs):
         seen = unflatten_tensorized_space(self.observation_space, inputs["observations"])
-        return self.body(seen / 255.0 if args.atari else seen)
+        return body(seen / 255.0 if args.atari else seen)
 
 
 class Enough(Exception):
@@ -101,7 +110,7 @@ def make():
 batch, called = make()
 env = wrap_env(batch, wrapper="gymnasium", verbose=False)
 env._device = torch.device("cpu")
-model = Shared(env.observation_space, env.action_space, "cpu")
+model = Both(env.observation_space, env.action_space, "cpu")
 shared = {
     "rollouts": args.rollout_length,
     "mini_batches": args.minibatches,
@@ -124,4 +133,4 @@ clock = Clock(args)
 with contextlib.suppress(Enough):
     trainer = SequentialTrainerCfg(timesteps=10**9, headless=True, disable_progressbar=True)
     SequentialTrainer(env=env, agents=agent, cfg=trainer).train()
-report(clock, "skrl", f"{called}; torch {args.threads} threads")
+report(clock, "skrl", f"{called}; torch {args.threads} threads", model.parameters())

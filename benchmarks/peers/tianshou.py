@@ -71,4 +71,5 @@ while True:
     collector.reset_buffer(keep_statistics=True)
     if clock.passed(args.batch):
         break
-report(clock, "tianshou", f"EnvPool, {args.threads} threads; torch {args.threads} threads")
+trained = {id(tensor): tensor for module in (actor, critic) for tensor in module.parameters()}
+report(clock, "tianshou", f"EnvPool, {args.threads} threads; torch {args.threads} threads", trained.values())

@@ -1,4 +1,4 @@
-"""TorchRL's A2C and PPO losses and collector, one network for both, on ALE's vector or Gymnasium's SyncVectorEnv."""
+"""TorchRL's A2C and PPO losses and collector on ALE's vector or Gymnasium's SyncVectorEnv."""
 
 from __future__ import annotations
 
@@ -60,20 +60,34 @@ else:
     base = gymnasium.make_vec("CartPole-v1", args.num_envs, "sync", vector_kwargs={"autoreset_mode": mode})
     called = "Gymnasium's SyncVectorEnv"
 env = GymWrapper(base, categorical_action_encoding=True)
-body = Pixels() if args.atari else nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh())
-width, seen = 512 if args.atari else 64, "hidden"
-common = TensorDictModule(body, ["observation"], [seen])
-head = TensorDictModule(nn.Linear(width, int(base.single_action_space.n)), [seen], ["logits"])
-actor_head = ProbabilisticActor(
-    head,
-    in_keys=["logits"],
-    spec=env.action_spec,
-    distribution_class=torch.distributions.Categorical,
-    return_log_prob=True,
-    default_interaction_type=ExplorationType.RANDOM,
-)
-both = ActorValueOperator(common, actor_head, ValueOperator(nn.Linear(width, 1), in_keys=[seen]))
-actor, critic = both.get_policy_operator(), both.get_value_operator()
+
+
+def features() -> nn.Module:
+    """NatureCNN, or 64 × 64."""
+    return Pixels() if args.atari else nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh())
+
+
+def actor_of(head: TensorDictModule) -> ProbabilisticActor:
+    """What acts by the logits of `head`."""
+    return ProbabilisticActor(
+        head,
+        in_keys=["logits"],
+        spec=env.action_spec,
+        distribution_class=torch.distributions.Categorical,
+        return_log_prob=True,
+        default_interaction_type=ExplorationType.RANDOM,
+    )
+
+
+actions = int(base.single_action_space.n)
+if args.atari:
+    common = TensorDictModule(features(), ["observation"], ["hidden"])
+    actor_head = actor_of(TensorDictModule(nn.Linear(512, actions), ["hidden"], ["logits"]))
+    both = ActorValueOperator(common, actor_head, ValueOperator(nn.Linear(512, 1), in_keys=["hidden"]))
+    actor, critic = both.get_policy_operator(), both.get_value_operator()
+else:
+    actor = actor_of(TensorDictModule(nn.Sequential(features(), nn.Linear(64, actions)), ["observation"], ["logits"]))
+    critic = ValueOperator(nn.Sequential(features(), nn.Linear(64, 1)), in_keys=["observation"])
 collector = Collector(env, actor, frames_per_batch=args.batch, total_frames=-1, device="cpu", no_cuda_sync=True)
 advantage = GAE(gamma=0.99, lmbda=0.95 if args.ppo else 1.0, value_network=critic, shifted=True)
 loss_module = (
@@ -100,4 +114,4 @@ for data in collector:
     buffer.empty()
     if clock.passed(args.batch):
         break
-report(clock, "torchrl", f"{called}; torch {args.threads} threads")
+report(clock, "torchrl", f"{called}; torch {args.threads} threads", loss_module.parameters())

@@ -1,6 +1,6 @@
 """One run's speed in a process of its own: `python -m greenroom.bench.once < config.yaml` prints what `scripts` reads.
 
-Besides the rate: `resident`, the process's memory in bytes.
+Besides the rate: `resident`, the process's memory in bytes, and `parameters`, how many numbers are trained.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 import greenroom
+from greenroom.algorithms import updaters_of
 from greenroom.bench.scripts import Answer
 from greenroom.config import RunConfig, load
 from greenroom.measure import begun
@@ -37,7 +38,8 @@ def measure(config: RunConfig, *, seconds: float, warm_up: float) -> Answer:
         if run.device.type == "cuda":
             torch.cuda.synchronize()
         taken = time.perf_counter() - begin
-        more = {"resident": float(resident())}
+        trained = sum(tensor.numel() for updater in updaters_of(run.algorithm) for tensor in updater.params)
+        more = {"resident": float(resident()), "parameters": float(trained)}
         how = "; ".join([config.collect, said[0].removeprefix("stage: "), *_arithmetic(said)])
         return Answer(steps=run.env_steps - steps, seconds=taken, version=greenroom.__version__, setting=how, more=more)
     finally:

@@ -81,7 +81,7 @@ def compared(title: str, task: Task, own: Mapping[str, RunConfig], settings: Set
         title=title,
         about="Agent steps per second, learning included. Target: greenroom's best at least 1.5 × the best peer and "
         "2.5 × Stable-Baselines3.",
-        headings=("", "steps/s", "greenroom's best is × this", "version", "how, or why not"),
+        headings=("", "steps/s", "greenroom's best is × this", "parameters", "version", "how, or why not"),
         rows=tuple(_row(name, rates.get(name), best, answers[name], reasons.get(name)) for name in asked),
     )
     return Findings(tables=(table,), slices={f"{title}: {name}": found for name, found in rates.items()})
@@ -91,10 +91,11 @@ def _row(
     name: str, rates: list[float] | None, best: float | None, answers: list[Answer], reason: str | None
 ) -> tuple[Cell, ...]:
     if not rates:
-        return (name, None, None, None, reason or "not asked")
-    rate = statistics.median(rates)
-    how = answers[-1].setting + (f" (later: {reason})" if reason else "")
-    return (name, rate, best / rate if best else None, answers[-1].version, how)
+        return (name, None, None, None, None, reason or "not asked")
+    rate, last = statistics.median(rates), answers[-1]
+    parameters = f"{last.more['parameters']:.0f}" if "parameters" in last.more else None
+    how = last.setting + (f" (later: {reason})" if reason else "")
+    return (name, rate, best / rate if best else None, parameters, last.version, how)
 
 
 def ask_own(config: RunConfig, settings: Settings) -> Answer | str:
