@@ -1,4 +1,4 @@
-"""A loop in CleanRL's style: one file, EnvPool, A2C or PPO. Nothing but torch between the environment and the loss.
+"""A loop in CleanRL's style: EnvPool, A2C or PPO. Nothing but torch between the environment and the loss.
 
 After CleanRL's `ppo_atari_envpool.py` (Huang et al. 2022); A2C is the same with one epoch, one minibatch and no clip.
 """
@@ -12,6 +12,7 @@ args = options()
 import envpool
 import numpy as np
 import torch
+from bodies import nature, small
 from torch import nn
 from torch.distributions.categorical import Categorical
 
@@ -25,35 +26,26 @@ def layer(module: nn.Linear | nn.Conv2d, std: float = 2**0.5) -> nn.Module:
     return module
 
 
+def layers(body: nn.Sequential) -> nn.Sequential:
+    """With every layer as `layer` makes it."""
+    for module in body:
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            layer(module)
+    return body
+
+
 class Agent(nn.Module):
     """NatureCNN with two heads for Atari, two networks of 64 × 64 for CartPole."""
 
     def __init__(self, actions: int) -> None:
         super().__init__()
         if args.atari:
-            self.body = nn.Sequential(
-                layer(nn.Conv2d(4, 32, 8, stride=4)),
-                nn.ReLU(),
-                layer(nn.Conv2d(32, 64, 4, stride=2)),
-                nn.ReLU(),
-                layer(nn.Conv2d(64, 64, 3, stride=1)),
-                nn.ReLU(),
-                nn.Flatten(),
-                layer(nn.Linear(64 * 7 * 7, 512)),
-                nn.ReLU(),
-            )
+            self.body = layers(nature())
             self.actor, self.critic = layer(nn.Linear(512, actions), 0.01), layer(nn.Linear(512, 1), 1)
         else:
             self.body = nn.Identity()
             self.actor, self.critic = (
-                nn.Sequential(
-                    layer(nn.Linear(4, 64)),
-                    nn.Tanh(),
-                    layer(nn.Linear(64, 64)),
-                    nn.Tanh(),
-                    layer(nn.Linear(64, n), std),
-                )
-                for n, std in ((actions, 0.01), (1, 1.0))
+                nn.Sequential(*layers(small()), layer(nn.Linear(64, n), std)) for n, std in ((actions, 0.01), (1, 1.0))
             )
 
     def forward(self, x: torch.Tensor) -> tuple[Categorical, torch.Tensor]:

@@ -15,6 +15,7 @@ args = options()
 import ale_py.vector_env
 import gymnasium
 import torch
+from bodies import nature, small
 from skrl import logger
 from skrl.agents.torch.a2c import A2C, A2C_CFG
 from skrl.agents.torch.ppo import PPO, PPO_CFG
@@ -29,24 +30,6 @@ torch.set_num_threads(args.threads)
 logger.setLevel("ERROR")
 
 
-def features() -> tuple[nn.Module, int]:
-    """NatureCNN, or 64 × 64; and how many numbers it gives."""
-    if not args.atari:
-        return nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh()), 64
-    body = nn.Sequential(
-        nn.Conv2d(4, 32, 8, stride=4),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 4, stride=2),
-        nn.ReLU(),
-        nn.Conv2d(64, 64, 3, stride=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(64 * 7 * 7, 512),
-        nn.ReLU(),
-    )
-    return body, 512
-
-
 class Both(CategoricalMixin, DeterministicMixin, Model):
     """Policy and value in one, as skrl's documentation shows it.
 
@@ -57,8 +40,7 @@ class Both(CategoricalMixin, DeterministicMixin, Model):
         Model.__init__(self, observation_space=observation_space, action_space=action_space, device=device)
         CategoricalMixin.__init__(self, unnormalized_log_prob=True, role="policy")
         DeterministicMixin.__init__(self, role="value")
-        self.body, width = features()
-        self.value_body = None if args.atari else features()[0]
+        self.body, self.value_body, width = (nature(), None, 512) if args.atari else (small(), small(), 64)
         self.policy_head, self.value_head = nn.Linear(width, action_space.n), nn.Linear(width, 1)
         self._features = None
 

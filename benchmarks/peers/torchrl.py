@@ -14,6 +14,7 @@ args = options()
 import ale_py.vector_env
 import gymnasium
 import torch
+from bodies import nature, small
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.collectors import Collector
@@ -27,21 +28,11 @@ torch.set_num_threads(args.threads)
 
 
 class Pixels(nn.Module):
-    """NatureCNN."""
+    """NatureCNN, for whatever leading axes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Conv2d(4, 32, 8, stride=4),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 4, stride=2),
-            nn.ReLU(),
-            nn.Conv2d(64, 64, 3, stride=1),
-            nn.ReLU(),
-            nn.Flatten(-3),
-            nn.Linear(64 * 7 * 7, 512),
-            nn.ReLU(),
-        )
+        self.net = nature()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., 4, 84, 84]` to `[..., 512]`."""
@@ -62,11 +53,6 @@ else:
 env = GymWrapper(base, categorical_action_encoding=True)
 
 
-def features() -> nn.Module:
-    """NatureCNN, or 64 × 64."""
-    return Pixels() if args.atari else nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh())
-
-
 def actor_of(head: TensorDictModule) -> ProbabilisticActor:
     """What acts by the logits of `head`."""
     return ProbabilisticActor(
@@ -81,13 +67,13 @@ def actor_of(head: TensorDictModule) -> ProbabilisticActor:
 
 actions = int(base.single_action_space.n)
 if args.atari:
-    common = TensorDictModule(features(), ["observation"], ["hidden"])
+    common = TensorDictModule(Pixels(), ["observation"], ["hidden"])
     actor_head = actor_of(TensorDictModule(nn.Linear(512, actions), ["hidden"], ["logits"]))
     both = ActorValueOperator(common, actor_head, ValueOperator(nn.Linear(512, 1), in_keys=["hidden"]))
     actor, critic = both.get_policy_operator(), both.get_value_operator()
 else:
-    actor = actor_of(TensorDictModule(nn.Sequential(features(), nn.Linear(64, actions)), ["observation"], ["logits"]))
-    critic = ValueOperator(nn.Sequential(features(), nn.Linear(64, 1)), in_keys=["observation"])
+    actor = actor_of(TensorDictModule(nn.Sequential(small(), nn.Linear(64, actions)), ["observation"], ["logits"]))
+    critic = ValueOperator(nn.Sequential(small(), nn.Linear(64, 1)), in_keys=["observation"])
 collector = Collector(env, actor, frames_per_batch=args.batch, total_frames=-1, device="cpu", no_cuda_sync=True)
 advantage = GAE(gamma=0.99, lmbda=0.95 if args.ppo else 1.0, value_network=critic, shifted=True)
 loss_module = (
