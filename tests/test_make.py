@@ -50,7 +50,8 @@ def test_batched_and_native_environments_need_no_measurement(open_stage: Any) ->
 @pytest.mark.parametrize(
     ("microseconds", "num_envs", "cores", "stage", "reason"),
     [
-        (10, 16, 4, "inline", "one X step takes 10 µs; 16 take 160 µs here, about 180 µs in 4 workers"),
+        (10, 16, 4, "inline", "one X step takes 10 µs; 16 take 160 µs here, about 120 µs in 4 processes"),
+        (8, 64, 2, "joint", "one X step takes 8 µs; 64 take 512 µs here, about 316 µs in 2 processes"),
         (1000, 16, 4, "workers", "one X step takes 1.0 ms; 16 take 16.0 ms here, about 4.1 ms in 4 workers"),
         (1000, 16, 1, "inline", "one X step takes 1.0 ms; there is one core"),
         (1000, 7, 4, "inline", "one X step takes 1.0 ms; no number of workers up to 4 divides 7 environments"),
@@ -104,6 +105,9 @@ def test_asked_for_stage_is_given(open_stage: Any) -> None:
     workers, line = open_stage("gym_envs:Counter", num_envs=4, num_workers=4, kwargs={"length": 3})
     assert isinstance(workers, WorkersEnvironment)
     assert line == "stage: workers × 4 (as asked)"
+    joint, line = open_stage("gym_envs:Counter", num_envs=4, stage="joint", num_workers=2)
+    assert isinstance(joint, WorkersEnvironment)
+    assert line == "stage: joint × 2 (as asked)"
 
 
 @pytest.mark.parametrize(
