@@ -21,6 +21,7 @@ from greenroom.envs.factory import Factory
 from greenroom.envs.inline import InlineEnvironment
 from greenroom.envs.workers import WorkersEnvironment
 from greenroom.errors import UserError
+from greenroom.machine import FreeCores
 
 
 @pytest.fixture
@@ -63,8 +64,19 @@ def test_rule(
 ) -> None:
     monkeypatch.setattr(choose, "measure_step", lambda factory, num_envs: microseconds * 1e-6)
     monkeypatch.setattr(choose, "available_cores", lambda: cores)
+    monkeypatch.setattr(FreeCores, "mean", lambda self: cores - 1.0)
     choice = choose._by_measurement(Factory(env="X"), num_envs)
     assert (choice.stage, choice.reason) == (stage, reason)
+
+
+@pytest.mark.parametrize(("free", "stage"), [(0.9, "joint"), (0.1, "inline"), (None, "joint")])
+def test_busy_cores_are_left_alone(free: float | None, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "measure_step", lambda factory, num_envs: 8e-6)
+    monkeypatch.setattr(choose, "available_cores", lambda: 2)
+    monkeypatch.setattr(FreeCores, "mean", lambda self: free)
+    choice = choose._by_measurement(Factory(env="X"), 64)
+    assert choice.stage == stage
+    assert ("other programs have the cores" in choice.reason) == (stage == "inline")
 
 
 def test_slow_environment_goes_to_workers_and_cheap_one_stays(open_stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from greenroom.envs.faults import BY_DEFAULT, FaultConfig
 from greenroom.envs.gym import Cast
 from greenroom.envs.spaces import ActionForm, Array
 from greenroom.errors import UserError, nearest
-from greenroom.machine import available_cores
+from greenroom.machine import FreeCores, available_cores
 
 STAGES = ("auto", "native", "workers", "joint", "inline", "device")
 
@@ -27,6 +27,7 @@ _ENOUGH = (0.1, 200)  # seconds and steps after which a cheap environment is kno
 _CHEAP_SECONDS, _SEVERAL = 100e-6, 8  # a step below this is measured with so many environments
 _SHORT_SECONDS = 1e-3  # a process's share of a batch below which being woken for each would cost too much
 _EXCHANGE_SECONDS = {"workers": (60e-6, 20e-6), "joint": (40e-6, 10e-6)}  # once a batch, and what each process adds
+_FREE = 0.5  # of each other core that `joint` would use, while the measurement had one
 _WORTH_IT = 0.7  # several processes must be expected to need less than this share of the inline time
 
 
@@ -62,8 +63,9 @@ def make(
     built once here and stepped with random actions for at most 0.4 s, and where a step takes under 100 µs, so are up to
     eight of it. Several processes are chosen if the batch is expected to take less than 70 % of its time in this one
     alone: `num_envs / num_workers` steps and the exchange, against `num_envs` steps. This process is one of them
-    (`joint`, exchange 40 µs + 10 µs a process) if a share takes less than 1 ms; longer ones are left to workers
-    (60 µs + 20 µs a worker), which can be told to stop and leave this process free.
+    (`joint`, exchange 40 µs + 10 µs a process) if a share takes less than 1 ms, unless other programs had the cores
+    meanwhile; longer ones are left to workers (60 µs + 20 µs a worker), which can be told to stop and leave this
+    process free.
 
     Args:
         env: A name from `list_environments`, a Gymnasium id, `package.module:factory`, or a callable that returns a
@@ -157,9 +159,10 @@ def _only_stage(env: Source) -> Choice | None:
 
 
 def _by_measurement(factory: Factory, num_envs: int) -> Choice:
-    cores = available_cores()
+    cores, free = available_cores(), FreeCores()
     num_workers = largest_divisor(num_envs, cores)
     seconds = measure_step(factory, num_envs)
+    unused = free.mean()
     inline = seconds * num_envs
     cost = f"one {factory.name} step takes {_time(seconds)}"
     if num_workers == 1:
@@ -173,6 +176,9 @@ def _by_measurement(factory: Factory, num_envs: int) -> Choice:
     together = share + once + each * num_workers
     where = f"{num_workers} {'processes' if shared == 'joint' else 'workers'}"
     expected = f"{cost}; {num_envs} take {_time(inline)} here, about {_time(together)} in {where}"
+    # Who steps short batches with others waits for them at every step: for long, where programs share their cores.
+    if shared == "joint" and unused is not None and unused < _FREE * (num_workers - 1):
+        return Choice(stage="inline", reason=f"{expected}, but other programs have the cores")
     stage = shared if together < _WORTH_IT * inline else "inline"
     return Choice(stage=stage, reason=expected, num_workers=num_workers)
 

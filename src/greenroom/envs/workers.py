@@ -1,4 +1,4 @@
-"""The stages `workers` and `joint`: any Gymnasium environment in several processes; shared memory, no pickling per step.
+"""The stages `workers` and `joint`: any Gymnasium environment in several processes, without pickling per step.
 
 With `joint`, this process is one of them: it steps its own share instead of sleeping until the others have.
 """
