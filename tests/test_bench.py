@@ -185,11 +185,13 @@ def no_peers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_peers")
-def test_a_simulator_beside_every_stage_and_vector() -> None:
+def test_a_simulator_beside_every_stage_and_vector(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulators, "available_cores", lambda: 2)
     case = Case(name="busy", env="greenroom.bench.synthetic:Busy", kwargs={"loops": 10})
     found, row = simulators.measured(case, TINY, num_envs=2)
     rates = column(found.tables[0], "steps/s")
-    assert {"one loop", "greenroom auto", "greenroom inline", "greenroom workers × 2"} <= rates.keys()
+    stages = {"greenroom auto", "greenroom inline", "greenroom joint × 2", "greenroom workers × 2"}
+    assert {"one loop", *stages} <= rates.keys()
     assert number(rates["as many loops as cores, side by side"]) > 0
     assert number(row[3]) == pytest.approx(number(row[1]) / number(rates["as many loops as cores, side by side"]))
     assert number(rates["Gymnasium SyncVectorEnv"]) > 0

@@ -24,6 +24,7 @@ from greenroom.types import Obs, Step
     [
         ("CartPole-v1", "inline", 10, True, True),
         ("CartPole-v1", "workers", 10, True, True),
+        ("CartPole-v1", "joint", 10, True, True),
         ("gym_envs:Counter", "inline", 200, False, True),
         ("gym_envs:Opaque", "workers", 200, False, False),
         ("gym_envs:Everything", "workers", 0, True, True),

@@ -41,14 +41,18 @@ from test_session import PowerCut, assert_equal, final_state, lines, without_clo
 from test_workers import _children
 
 RESTART = FaultConfig(on_env_error="restart")
-STAGES: dict[str, dict[str, Any]] = {"inline": {}, "workers": {"num_workers": 2}}
+STAGES: dict[str, dict[str, Any]] = {
+    "inline": {},
+    "workers": {"num_workers": 2},
+    "joint": {"num_workers": 2, "joint": True},
+}
 MENDED_INSIDE = ("raise", "nan", "outside", "shape", "reward", "reset")
 """What the process that owns the environment mends; it goes on."""
 ACTION = torch.zeros(4, dtype=torch.int64)
 
 
 def stage_of(stage: str, faults: FaultConfig = RESTART, **kwargs: Any) -> InlineEnvironment | WorkersEnvironment:
-    kind: Any = {"inline": InlineEnvironment, "workers": WorkersEnvironment}[stage]
+    kind: Any = InlineEnvironment if stage == "inline" else WorkersEnvironment
     made: InlineEnvironment | WorkersEnvironment = kind(
         "faults.flaky:Flaky", num_envs=4, kwargs=kwargs, faults=faults, **STAGES[stage]
     )
@@ -105,18 +109,19 @@ def test_the_same_failures_give_the_same_bits(stage: str) -> None:
         assert torch.equal(one.obs, other.obs) and one.faults == other.faults
 
 
-def test_inline_and_workers_mend_alike() -> None:
+def test_all_stages_mend_alike() -> None:
     streams = []
     for stage in STAGES:
         environment = stage_of(stage)
         environment.reset(7)
         streams.append(steps_of(environment, 80))
         environment.close()
-    for one, other in zip(*streams, strict=True):
-        assert torch.equal(one.obs, other.obs)
-        assert [(fault.what, fault.actions) for fault in one.faults] == [
-            (fault.what, fault.actions) for fault in other.faults
-        ]
+    for one, *others in zip(*streams, strict=True):
+        for other in others:
+            assert torch.equal(one.obs, other.obs)
+            assert [(fault.what, fault.actions) for fault in one.faults] == [
+                (fault.what, fault.actions) for fault in other.faults
+            ]
 
 
 def test_a_failure_is_told_with_all_that_leads_to_it() -> None:
@@ -176,18 +181,19 @@ def test_a_reset_has_a_limit_of_its_own() -> None:
             environment.recv()
 
 
+@pytest.mark.parametrize("stage", ["workers", "joint"])
 @pytest.mark.parametrize("when", ["stepping", "between", "saving"])
-def test_a_killed_worker_is_replaced_within_a_second_of_being_noticed(when: str) -> None:
-    environment = stage_of("workers", chance=0.0)
+def test_a_killed_worker_is_replaced_within_a_second_of_being_noticed(when: str, stage: str) -> None:
+    environment = stage_of(stage, chance=0.0)
     assert isinstance(environment, WorkersEnvironment)
     environment.reset(0)
     steps_of(environment, 3)
-    os.kill(environment._crew._processes[1].pid, signal.SIGKILL)
+    os.kill(environment._crew._processes[-1].pid, signal.SIGKILL)
     if when == "between":
         time.sleep(0.3)
     if when == "saving":  # also a run that is resumed from here must hear of it
         state = environment.state_dict()
-        other = stage_of("workers", chance=0.0)
+        other = stage_of(stage, chance=0.0)
         other.load_state_dict(state)
         resumed = steps_of(other, 1)[0]
         assert resumed.truncated.tolist() == [False, False, True, True]
@@ -195,7 +201,8 @@ def test_a_killed_worker_is_replaced_within_a_second_of_being_noticed(when: str)
         other.close()
     step = steps_of(environment, 1)[0]
     (fault,) = step.faults
-    assert fault.restarted == (2, 3) and "worker 1 (environments 2 to 3) was killed by signal 9" in fault.what
+    number = {"workers": 1, "joint": 0}[stage]  # of the hired ones
+    assert fault.restarted == (2, 3) and f"worker {number} (environments 2 to 3) was killed by signal 9" in fault.what
     assert step.truncated.tolist() == [False, False, True, True]
     assert not any(step.faults for step in steps_of(environment, 3))
     environment.close()
@@ -308,7 +315,7 @@ def flaky_run(stage: str = "inline", **changes: Any) -> RunConfig:
             env="faults.flaky:Flaky",
             env_kwargs={"chance": 0.01},
             stage=stage,  # type: ignore[arg-type]
-            num_workers=2 if stage == "workers" else 0,
+            num_workers=0 if stage == "inline" else 2,
             num_envs=4,
             rollout_length=8,
             total_steps=1024,

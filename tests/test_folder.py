@@ -10,6 +10,7 @@ import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -184,6 +185,22 @@ def test_git_commit_and_whether_it_is_dirty(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("2")
     assert machine.git_state(tmp_path) == machine.GitState(commit=state.commit, dirty=True)
     assert machine.git_state(tmp_path / "nowhere") is None
+
+
+def test_idle_cores_are_those_of_ours_that_had_nothing_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come in hundredths of a second: user, nice, system, idle, waiting for a disk, and more."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 2}, raising=False)
+    monkeypatch.setattr(os, "sysconf", lambda name: 100, raising=False)
+    clock = SimpleNamespace(perf_counter=iter([10.0, 12.0, 13.0, 14.0, 15.0]).__next__)
+    monkeypatch.setattr("greenroom.machine.time", clock)
+    stat = tmp_path / "stat"
+    stat.write_text("cpu 9 9 9 999 9 9\ncpu0 1 1 1 100 0 1\ncpu1 1 1 1 700 0 1\ncpu2 1 1 1 50 10 1\nintr 5\n")
+    free = machine.FreeCores(stat)
+    stat.write_text("cpu 9 9 9 999 9 9\ncpu0 1 1 1 280 0 1\ncpu1 1 1 1 900 0 1\ncpu2 1 1 1 60 20 1\nintr 5\n")
+    assert free.mean() == pytest.approx((1.8 + 0.2) / 2.0)
+    stat.unlink()
+    assert free.mean() is None
+    assert machine.FreeCores(stat).mean() is None
 
 
 def test_the_tightest_cgroup_quota_counts(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from greenroom.envs.factory import Factory
 from greenroom.envs.inline import InlineEnvironment
 from greenroom.envs.workers import WorkersEnvironment
 from greenroom.errors import UserError
+from greenroom.machine import FreeCores
 
 
 @pytest.fixture
@@ -50,7 +51,8 @@ def test_batched_and_native_environments_need_no_measurement(open_stage: Any) ->
 @pytest.mark.parametrize(
     ("microseconds", "num_envs", "cores", "stage", "reason"),
     [
-        (10, 16, 4, "inline", "one X step takes 10 µs; 16 take 160 µs here, about 180 µs in 4 workers"),
+        (10, 16, 4, "inline", "one X step takes 10 µs; 16 take 160 µs here, about 120 µs in 4 processes"),
+        (8, 64, 2, "joint", "one X step takes 8 µs; 64 take 512 µs here, about 316 µs in 2 processes"),
         (1000, 16, 4, "workers", "one X step takes 1.0 ms; 16 take 16.0 ms here, about 4.1 ms in 4 workers"),
         (1000, 16, 1, "inline", "one X step takes 1.0 ms; there is one core"),
         (1000, 7, 4, "inline", "one X step takes 1.0 ms; no number of workers up to 4 divides 7 environments"),
@@ -62,8 +64,19 @@ def test_rule(
 ) -> None:
     monkeypatch.setattr(choose, "measure_step", lambda factory, num_envs: microseconds * 1e-6)
     monkeypatch.setattr(choose, "available_cores", lambda: cores)
+    monkeypatch.setattr(FreeCores, "mean", lambda self: cores - 1.0)
     choice = choose._by_measurement(Factory(env="X"), num_envs)
     assert (choice.stage, choice.reason) == (stage, reason)
+
+
+@pytest.mark.parametrize(("free", "stage"), [(0.9, "joint"), (0.1, "inline"), (None, "joint")])
+def test_busy_cores_are_left_alone(free: float | None, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "measure_step", lambda factory, num_envs: 8e-6)
+    monkeypatch.setattr(choose, "available_cores", lambda: 2)
+    monkeypatch.setattr(FreeCores, "mean", lambda self: free)
+    choice = choose._by_measurement(Factory(env="X"), 64)
+    assert choice.stage == stage
+    assert ("other programs have the cores" in choice.reason) == (stage == "inline")
 
 
 def test_slow_environment_goes_to_workers_and_cheap_one_stays(open_stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +117,9 @@ def test_asked_for_stage_is_given(open_stage: Any) -> None:
     workers, line = open_stage("gym_envs:Counter", num_envs=4, num_workers=4, kwargs={"length": 3})
     assert isinstance(workers, WorkersEnvironment)
     assert line == "stage: workers × 4 (as asked)"
+    joint, line = open_stage("gym_envs:Counter", num_envs=4, stage="joint", num_workers=2)
+    assert isinstance(joint, WorkersEnvironment)
+    assert line == "stage: joint × 2 (as asked)"
 
 
 @pytest.mark.parametrize(

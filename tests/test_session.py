@@ -45,6 +45,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "device": {"env": "lost-sales", "env_kwargs": {"horizon": 10}},
     "inline": {"env": "CartPole-v1", "stage": "inline"},
     "workers": {"env": "CartPole-v1", "stage": "workers", "num_workers": 2},
+    "joint": {"env": "CartPole-v1", "stage": "joint", "num_workers": 2},
 }
 
 
@@ -190,6 +191,7 @@ COMBINATIONS = [
     ],
     ("workers", "a2c", "sync"),
     ("workers", "ppo", "double"),
+    ("joint", "ppo", "double"),
     ("device", "a2c", "overlap"),
     ("inline", "ppo", "overlap"),
     ("workers", "ppo", "overlap"),

@@ -98,9 +98,10 @@ def test_box2d_keeps_every_contract_but_cannot_be_captured() -> None:
     assert report.episodes >= 2 and report.random and not report.snapshot
 
 
-def test_snapshots_pass_between_inline_and_workers() -> None:
+@pytest.mark.parametrize("joint", [False, True])
+def test_snapshots_pass_between_inline_and_workers(joint: bool) -> None:
     inline = InlineEnvironment("gym_envs:Warehouse", num_envs=4)
-    workers = WorkersEnvironment("gym_envs:Warehouse", num_envs=4, num_workers=2)
+    workers = WorkersEnvironment("gym_envs:Warehouse", num_envs=4, num_workers=2, joint=joint)
     assert workers.can_snapshot
     actions = _actions(inline, 120, seed=2)
     workers.reset(4)

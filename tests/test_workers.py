@@ -66,11 +66,13 @@ def _plain(obs: Obs) -> Any:
     return {name: part.tolist() for name, part in obs.items()} if isinstance(obs, dict) else obs.tolist()
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 6])
+@pytest.mark.parametrize(
+    ("num_workers", "joint"), [(1, False), (2, False), (6, False), (1, True), (2, True), (3, True)]
+)
 @pytest.mark.parametrize("source", ["CartPole-v1", "gym_envs:Everything", "gym_envs:Counter", "gym_envs:Masked"])
-def test_streams_equal_those_of_inline_bit_for_bit(source: str, num_workers: int) -> None:
+def test_streams_equal_those_of_inline_bit_for_bit(source: str, num_workers: int, joint: bool) -> None:
     inline = InlineEnvironment(source, num_envs=6)
-    workers = WorkersEnvironment(source, num_envs=6, num_workers=num_workers)
+    workers = WorkersEnvironment(source, num_envs=6, num_workers=num_workers, joint=joint)
     assert workers.spec == inline.spec
     for seed in (1, 2):
         obs, act = inline.reset(seed), RandomActor(inline, seed)

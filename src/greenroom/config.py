@@ -39,7 +39,7 @@ SEAMS: dict[Any, dict[str, type]] = {
 """What may be exchanged: the protocol that a field is annotated with → names of those that greenroom brings."""
 KINDS: dict[str, type] = {name: kind for table in SEAMS.values() for name, kind in table.items()}
 
-Stage = Literal["auto", "native", "workers", "inline", "device"]
+Stage = Literal["auto", "native", "workers", "joint", "inline", "device"]
 Sink = Literal["tensorboard", "wandb", "mlflow"]
 
 
@@ -54,7 +54,7 @@ class RunConfig:
     num_envs: int = 64
     """Actors: environments stepped in parallel (B)."""
     num_workers: int = 0
-    """Worker processes of the `workers` stage, or threads of the `native` one; 0: as many as there are cores."""
+    """Processes of the stages `workers` and `joint`, or threads of the `native` one; 0: as many as there are cores."""
     stage: Stage = "auto"
     """Where environments are stepped; `auto` measures and says what it picked."""
     collect: Literal["sync", "double", "overlap"] = "sync"

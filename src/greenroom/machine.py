@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,32 @@ def available_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cgroup_quota()
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
+
+
+class FreeCores:
+    """How many of the cores that this process may use had nothing to do, on average, since this was made.
+
+    Args:
+        stat: Linux's file of processor times. They come in hundredths of a second, so watch for longer than that.
+    """
+
+    def __init__(self, stat: Path = Path("/proc/stat")) -> None:
+        self._stat = stat
+        self._begin, self._idle = time.perf_counter(), self._idle_seconds()
+
+    def mean(self) -> float | None:
+        """None where the system does not tell."""
+        idle, seconds = self._idle_seconds(), time.perf_counter() - self._begin
+        return None if idle is None or self._idle is None else (idle - self._idle) / seconds
+
+    def _idle_seconds(self) -> float | None:
+        try:
+            lines = [line.split() for line in self._stat.read_text().splitlines() if line.startswith("cpu")]
+            ours = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+            ticks = sum(int(idle) + int(waiting) for name, _, _, _, idle, waiting, *_ in lines if name in ours)
+            return ticks / os.sysconf("SC_CLK_TCK")
+        except (OSError, AttributeError, ValueError):  # another system, or another form
+            return None
 
 
 def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:

@@ -16,7 +16,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from greenroom.bench.peers import SCRIPTS, ask_script
 from greenroom.bench.report import Cell, Findings, Settings, Table, ratio
 from greenroom.bench.synthetic import BUSY, loops_for
-from greenroom.config import RunConfig
+from greenroom.config import RunConfig, Stage
 from greenroom.envs.choose import choose
 from greenroom.envs.factory import Factory
 from greenroom.machine import available_cores
@@ -140,8 +140,10 @@ def _searched(config: RunConfig) -> dict[str, RunConfig]:
     """Every stage and number of workers that may be best: up to four processes a core."""
     most = 4 * available_cores()
     counts = [count for count in range(1, min(config.num_envs, most) + 1) if config.num_envs % count == 0]
-    workers = {f"greenroom workers × {n}": replace(config, stage="workers", num_workers=n) for n in counts}
-    return {"greenroom inline": replace(config, stage="inline"), **workers}
+    shared: list[tuple[Stage, int]] = [("joint", n) for n in counts if 1 < n <= available_cores()]
+    shared += [("workers", n) for n in counts]
+    several = {f"greenroom {stage} × {n}": replace(config, stage=stage, num_workers=n) for stage, n in shared}
+    return {"greenroom inline": replace(config, stage="inline"), **several}
 
 
 def _side_by_side(case: Case) -> Work:

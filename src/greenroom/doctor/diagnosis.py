@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from greenroom.config import RunConfig
+from greenroom.config import RunConfig, Stage
 from greenroom.doctor.runs import OpenRuns
 from greenroom.doctor.search import OPTIONS, WORTH_IT, Trial, beyond, changed, search, words
 from greenroom.doctor.symptoms import Symptom, symptoms, watch
@@ -224,11 +224,10 @@ def _resolved(config: RunConfig) -> tuple[RunConfig, str]:
     """The run with a particular stage in place of `auto`, and what people call it."""
     groups = 2 if config.collect == "double" else 1
     chosen = choose(config.env, config.num_envs // groups, config.stage, config.num_workers or None, config.env_kwargs)
-    if chosen.stage == "workers":
-        return dataclasses.replace(config, stage="workers", num_workers=chosen.num_workers), chosen.title
-    if chosen.stage == "inline":
-        return dataclasses.replace(config, stage="inline", num_workers=0), chosen.title
-    return config, chosen.title
+    if chosen.stage in ("native", "device"):
+        return config, chosen.title
+    number = 0 if chosen.stage == "inline" else chosen.num_workers
+    return dataclasses.replace(config, stage=cast("Stage", chosen.stage), num_workers=number), chosen.title
 
 
 def _promise(one: Suggestion) -> str:

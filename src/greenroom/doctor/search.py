@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from greenroom.config import RunConfig
+from greenroom.config import RunConfig, Stage
 from greenroom.envs.choose import largest_divisor
 from greenroom.envs.device import DEVICE_ENVIRONMENTS
 from greenroom.envs.native import native_for
@@ -94,9 +94,11 @@ def stages(config: RunConfig, cores: int) -> Iterator[RunConfig]:
     if config.stage != "inline":
         yield replace(config, stage="inline", num_workers=0)
     per_group = config.num_envs // (2 if config.collect == "double" else 1)
-    for count in sorted({largest_divisor(per_group, count) for count in counts}):
-        if (config.stage, config.num_workers) != ("workers", count):
-            yield replace(config, stage="workers", num_workers=count)
+    several: list[tuple[Stage, int]] = [("joint", count) for count in (largest_divisor(per_group, cores),) if count > 1]
+    several += [("workers", count) for count in sorted({largest_divisor(per_group, count) for count in counts})]
+    for stage, count in several:
+        if (config.stage, config.num_workers) != (stage, count):
+            yield replace(config, stage=stage, num_workers=count)
 
 
 def fewer_threads(config: RunConfig, cores: int) -> Iterator[RunConfig]:

@@ -18,16 +18,17 @@ from greenroom.envs.faults import BY_DEFAULT, FaultConfig
 from greenroom.envs.gym import Cast
 from greenroom.envs.spaces import ActionForm, Array
 from greenroom.errors import UserError, nearest
-from greenroom.machine import available_cores
+from greenroom.machine import FreeCores, available_cores
 
-STAGES = ("auto", "native", "workers", "inline", "device")
+STAGES = ("auto", "native", "workers", "joint", "inline", "device")
 
 _MEASURE_SECONDS = 0.4  # hard limit of the measurement; a step that takes longer is measured once
 _ENOUGH = (0.1, 200)  # seconds and steps after which a cheap environment is known well enough
 _CHEAP_SECONDS, _SEVERAL = 100e-6, 8  # a step below this is measured with so many environments
-_EXCHANGE_SECONDS = 60e-6  # waking the workers and the parent once a batch …
-_EXCHANGE_SECONDS_PER_WORKER = 20e-6  # … and what each worker adds
-_WORTH_IT = 0.6  # workers must be expected to need less than this share of the inline time
+_SHORT_SECONDS = 1e-3  # a process's share of a batch below which being woken for each would cost too much
+_EXCHANGE_SECONDS = {"workers": (60e-6, 20e-6), "joint": (40e-6, 10e-6)}  # once a batch, and what each process adds
+_FREE = 0.5  # of each other core that `joint` would use, while the measurement had one
+_WORTH_IT = 0.7  # several processes must be expected to need less than this share of the inline time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Choice:
     @property
     def title(self) -> str:
         """What people call it."""
-        return f"workers × {self.num_workers}" if self.stage == "workers" else self.stage
+        return f"{self.stage} × {self.num_workers}" if self.stage in ("workers", "joint") else self.stage
 
 
 def make(
@@ -60,17 +61,20 @@ def make(
 
     With `stage="auto"`, a batched environment runs on the device and an Atari game on its native stage. Any other is
     built once here and stepped with random actions for at most 0.4 s, and where a step takes under 100 µs, so are up to
-    eight of it. Workers are chosen if the batch is expected to take less than 60 % of its time in this process:
-    `num_envs / num_workers` steps of the slowest worker and 60 µs + 20 µs a worker for the exchange, against
-    `num_envs` steps.
+    eight of it. Several processes are chosen if the batch is expected to take less than 70 % of its time in this one
+    alone: `num_envs / num_workers` steps and the exchange, against `num_envs` steps. This process is one of them
+    (`joint`, exchange 40 µs + 10 µs a process) if a share takes less than 1 ms, unless other programs had the cores
+    meanwhile; longer ones are left to workers (60 µs + 20 µs a worker), which can be told to stop and leave this
+    process free.
 
     Args:
         env: A name from `list_environments`, a Gymnasium id, `package.module:factory`, or a callable that returns a
             `gymnasium.Env`.
         num_envs: B.
-        stage: `auto`, `native`, `workers`, `inline` or `device`.
-        num_workers: Worker processes (stage `workers`) or threads (stage `native`); by default as many as there are
-            cores and as divide `num_envs`. A number given with `auto` asks for workers where there is no faster stage.
+        stage: `auto`, `native`, `workers`, `joint`, `inline` or `device`.
+        num_workers: Worker processes (stage `workers`), processes with this one among them (stage `joint`) or threads
+            (stage `native`); by default as many as there are cores and as divide `num_envs`. A number given with `auto`
+            asks for workers where there is no faster stage.
         kwargs: The environment's own arguments.
         device: Where a device environment lives; other stages live on the CPU.
         faults: What to do about environments that fail. Time limits ask for workers.
@@ -131,9 +135,9 @@ def choose(env: Source, num_envs: int, stage: str, num_workers: int | None, kwar
         return Choice(stage=best.stage, reason=best.reason, num_workers=num_workers or 0)
     if best and best.stage == "device" and stage != "device":
         raise UserError(f"{env!r} is a device environment; use --stage device or auto, not {stage}")
-    if stage == "workers" or (stage == "auto" and num_workers is not None):
+    if stage in ("workers", "joint") or (stage == "auto" and num_workers is not None):
         asked = num_workers or largest_divisor(num_envs, available_cores())
-        return Choice(stage="workers", reason="as asked", num_workers=asked)
+        return Choice(stage="joint" if stage == "joint" else "workers", reason="as asked", num_workers=asked)
     if stage != "auto":
         return Choice(stage=stage, reason="as asked", num_workers=num_workers or 0)
     return _by_measurement(Factory(env=env, kwargs=kwargs), num_envs)
@@ -155,9 +159,10 @@ def _only_stage(env: Source) -> Choice | None:
 
 
 def _by_measurement(factory: Factory, num_envs: int) -> Choice:
-    cores = available_cores()
+    cores, free = available_cores(), FreeCores()
     num_workers = largest_divisor(num_envs, cores)
     seconds = measure_step(factory, num_envs)
+    unused = free.mean()
     inline = seconds * num_envs
     cost = f"one {factory.name} step takes {_time(seconds)}"
     if num_workers == 1:
@@ -165,9 +170,16 @@ def _by_measurement(factory: Factory, num_envs: int) -> Choice:
             "there is one core" if cores == 1 else f"no number of workers up to {cores} divides {num_envs} environments"
         )
         return Choice(stage="inline", reason=f"{cost}; {why}")
-    workers = inline / num_workers + _EXCHANGE_SECONDS + _EXCHANGE_SECONDS_PER_WORKER * num_workers
-    expected = f"{cost}; {num_envs} take {_time(inline)} here, about {_time(workers)} in {num_workers} workers"
-    stage = "workers" if workers < _WORTH_IT * inline else "inline"
+    share = inline / num_workers
+    shared = "joint" if share < _SHORT_SECONDS else "workers"
+    once, each = _EXCHANGE_SECONDS[shared]
+    together = share + once + each * num_workers
+    where = f"{num_workers} {'processes' if shared == 'joint' else 'workers'}"
+    expected = f"{cost}; {num_envs} take {_time(inline)} here, about {_time(together)} in {where}"
+    # Who steps short batches with others waits for them at every step: for long, where programs share their cores.
+    if shared == "joint" and unused is not None and unused < _FREE * (num_workers - 1):
+        return Choice(stage="inline", reason=f"{expected}, but other programs have the cores")
+    stage = shared if together < _WORTH_IT * inline else "inline"
     return Choice(stage=stage, reason=expected, num_workers=num_workers)
 
 
@@ -234,11 +246,17 @@ def _build(
         from greenroom.envs.inline import InlineEnvironment
 
         return InlineEnvironment(env, num_envs=num_envs, kwargs=kwargs, faults=faults)
-    if choice.stage == "workers":
+    if choice.stage in ("workers", "joint"):
         from greenroom.envs.workers import WorkersEnvironment
 
         return WorkersEnvironment(
-            env, num_envs=num_envs, num_workers=choice.num_workers, kwargs=kwargs, faults=faults, alert=alert
+            env,
+            num_envs=num_envs,
+            num_workers=choice.num_workers,
+            joint=choice.stage == "joint",
+            kwargs=kwargs,
+            faults=faults,
+            alert=alert,
         )
     if not isinstance(env, str):
         raise UserError(f"a callable cannot run on stage {choice.stage}; use --stage inline, workers or auto")

@@ -47,6 +47,8 @@ class WorkerLost(EnvironmentFault):
 class Crew:
     """`count` workers with `share` environments each, and one anonymous file that all of them can map.
 
+    The first worker's environments begin with number `first`; those before are not the crew's.
+
     Workers are fresh interpreters: nothing is forked, and the caller's main module is not run again, so notebooks and
     scripts without a main guard work.
 
@@ -57,6 +59,7 @@ class Crew:
     Args:
         count: Workers.
         share: Environments of each.
+        first: Number of the first one.
         spin_seconds: See `wait_readable`.
         step_timeout: Seconds that one step of one environment may take; 0: for ever.
         reset_timeout: The same for a reset, and for building one.
@@ -67,6 +70,7 @@ class Crew:
         self,
         count: int,
         share: int,
+        first: int,
         spin_seconds: float,
         *,
         step_timeout: float,
@@ -76,7 +80,7 @@ class Crew:
         self.memory = _anonymous_file()
         self.board: Board | None = None
         self.step_timeout, self.reset_timeout = step_timeout, reset_timeout
-        self._share, self._spin = share, spin_seconds
+        self._share, self._first, self._spin = share, first, spin_seconds
         self._lines: list[Line] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         self._pending: set[int] = set()
@@ -120,8 +124,8 @@ class Crew:
         gone.close()
         self._pending.discard(worker)
         if self.board is not None:
-            share = slice(worker * self._share, (worker + 1) * self._share)
-            self.board.current[worker, 0], self.board.resetting[share] = -1, False
+            share = self.share_of(worker)
+            self.board.current[worker, 0], self.board.resetting[share.start : share.stop] = -1, False
         self._hire(worker)
 
     def _hire(self, worker: int) -> None:
@@ -147,6 +151,11 @@ class Crew:
         self._processes[worker : worker + 1], self._lines[worker : worker + 1] = [process], [line]
         self._worker_of[line.descriptor] = worker
         self._poll.register(line.descriptor, select.POLLIN)
+
+    def share_of(self, worker: int) -> range:
+        """The environments of a worker."""
+        first = self._first + worker * self._share
+        return range(first, first + self._share)
 
     def step(self) -> None:
         """Tell every worker to step its environments once."""
@@ -223,10 +232,10 @@ class Crew:
         """Which environment a worker steps or resets (-1: none in particular), and whether it resets it."""
         if self.board is None:
             return -1, False
-        first = worker * self._share
-        resetting = self.board.resetting[first : first + self._share].nonzero()[0]
+        share = self.share_of(worker)
+        resetting = self.board.resetting[share.start : share.stop].nonzero()[0]
         if len(resetting):
-            return first + int(resetting[0]), True
+            return share[int(resetting[0])], True
         return int(self.board.current[worker, 0]), False
 
     def dismiss(self) -> None:
@@ -269,12 +278,12 @@ class Crew:
 
     def _lost(self, worker: int, how: str) -> WorkerLost:
         self._pending.discard(worker)
-        index = max(self._doing(worker)[0], worker * self._share)
+        index = max(self._doing(worker)[0], self.share_of(worker).start)
         return WorkerLost(f"{self._who(worker)} {how}", worker=worker, index=index)
 
     def _who(self, worker: int) -> str:
-        first = worker * self._share
-        return f"worker {worker} (environments {first} to {first + self._share - 1})"
+        share = self.share_of(worker)
+        return f"worker {worker} (environments {share[0]} to {share[-1]})"
 
     def _where(self, worker: int) -> str:
         index, resetting = self._doing(worker)

@@ -1,4 +1,7 @@
-"""The workers stage: any Gymnasium environment in `num_workers` processes; shared memory, no pickling per step."""
+"""The stages `workers` and `joint`: any Gymnasium environment in several processes, without pickling per step.
+
+With `joint`, this process is one of them: it steps its own share instead of sleeping until the others have.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ import json
 import mmap
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import cloudpickle
 import torch
@@ -19,6 +22,7 @@ from greenroom.envs.board import Board, board_bytes
 from greenroom.envs.crew import Crew, WorkerLost
 from greenroom.envs.factory import Factory, Source
 from greenroom.envs.faults import BY_DEFAULT, FaultConfig, Report
+from greenroom.envs.gym import Cast
 from greenroom.envs.snapshot import NotSnapshotable
 from greenroom.envs.tensors import BoardTensors, env_seeds, pack_states, spec_of, unpack_states
 from greenroom.errors import EnvironmentFault, Fault, UserError
@@ -28,6 +32,7 @@ from greenroom.types import Obs, Step
 T = TypeVar("T")
 
 _SPIN_SECONDS = 50e-6  # about what it costs to be put to sleep and woken again
+_JOINT_SPIN_SECONDS = 500e-6  # longer than a small policy takes to act: batches are short, so being woken would tell
 
 
 class WorkersEnvironment:
@@ -38,7 +43,8 @@ class WorkersEnvironment:
     Args:
         env: A Gymnasium id, `package.module:factory`, or a callable that returns a `gymnasium.Env`.
         num_envs: B.
-        num_workers: Processes; divides `num_envs`.
+        num_workers: Processes, each with the same share of the environments; divides `num_envs`.
+        joint: Whether this process is one of them. It steps its share, the first, when the answer is asked for.
         kwargs: The environment's own arguments.
         faults: What happens when an environment fails, or a worker.
         alert: Hears at once of a worker that dies while nobody waits for it.
@@ -53,6 +59,7 @@ class WorkersEnvironment:
         *,
         num_envs: int,
         num_workers: int,
+        joint: bool = False,
         kwargs: Mapping[str, Any] | None = None,
         faults: FaultConfig = BY_DEFAULT,
         alert: Callable[[str], None] | None = None,
@@ -62,35 +69,44 @@ class WorkersEnvironment:
         self._started = self._sent = self._closed = False
         self._can_snapshot: bool | None = None
         factory = Factory(env=env, kwargs=dict(kwargs or {}))
-        self._share, self._faults = num_envs // num_workers, faults
+        self._share, self._faults, hired = num_envs // num_workers, faults, num_workers - joint
         # With more processes than cores, who spins takes the core from whom it waits for.
-        spin = _SPIN_SECONDS if num_workers < available_cores() else 0.0
+        spin = (_JOINT_SPIN_SECONDS if joint else _SPIN_SECONDS) if hired < available_cores() else 0.0
         self._crew = Crew(
-            num_workers,
+            hired,
             self._share,
+            self._share * joint,
             spin,
             step_timeout=faults.step_timeout,
             reset_timeout=faults.reset_timeout,
             alert=alert,
         )
         self._dismiss = weakref.finalize(self, self._crew.dismiss)
-        job, share = _pickled(factory), self._share
-        self._jobs = [(job, worker * share, share, spin, faults) for worker in range(num_workers)]
-        layouts = self._call("build", self._jobs)
-        layout = layouts[0]
-        for worker, other in enumerate(layouts):
-            if other != layout:
-                self.close()
-                what = f"environment {worker * share} has other spaces or signals than environment 0"
-                raise EnvironmentFault(what, index=worker * share)
+        job = _pickled(factory)
+        self._jobs = [(job, self._crew.share_of(worker).start, self._share, spin, faults) for worker in range(hired)]
+        self._own: Cast | None = None
+        with self._closing_at_faults():
+            if joint:
+                self._own = Cast(factory, 0, self._share, faults)
+            layouts = self._crew.call("build", self._jobs)
+            layout = layouts[0] if self._own is None else self._own.layout
+            for worker, other in enumerate(layouts):
+                if other != layout:
+                    index = self._crew.share_of(worker).start
+                    what = f"environment {index} has other spaces or signals than environment 0"
+                    raise EnvironmentFault(what, index=index)
         self.spec = spec_of(layout, factory.name)
-        size = board_bytes(layout, num_envs, num_workers)
+        size = board_bytes(layout, num_envs, hired)
         os.ftruncate(self._crew.memory, size)
-        self._board = self._crew.board = Board(layout, num_envs, num_workers, mmap.mmap(self._crew.memory, size))
+        self._board = self._crew.board = Board(layout, num_envs, hired, mmap.mmap(self._crew.memory, size))
         self._tensors = BoardTensors(self._board, layout, faults.max_env_restarts)
         self._mended: list[Fault] = []
         """What failed since the last step; the next one tells of it."""
-        self._call("enter", [(num_envs, num_workers)] * num_workers)
+        self._entry = (num_envs, hired)
+        if self._own is not None:
+            self._own.enter(self._board)
+        with self._closing_at_faults():
+            self._crew.call("enter", [self._entry] * hired)
 
     @property
     def can_snapshot(self) -> bool:
@@ -110,12 +126,12 @@ class WorkersEnvironment:
             self._wait()
         seeds = env_seeds(seed, self.num_envs)
         self._tensors.started(seeds)
-        self._call("reset", [(part,) for part in self._parts(seeds)])
+        self._call("reset", seeds)
         self._started, self._sent = True, False
         return self._tensors.obs()
 
     def send(self, action: Tensor) -> None:
-        """Hand over one action per environment and return while the workers step."""
+        """Hand over one action per environment and return while the workers step theirs."""
         self._check_open()
         if self._sent or not self._started:
             raise RuntimeError("send comes after reset or recv")
@@ -124,7 +140,7 @@ class WorkersEnvironment:
         self._crew.step()
 
     def recv(self) -> Step:
-        """Wait for all workers."""
+        """Step the environments of this process, if there are any, and wait for the workers."""
         self._check_open()
         if not self._sent:
             raise RuntimeError("recv comes after send")
@@ -140,8 +156,8 @@ class WorkersEnvironment:
             NotSnapshotable: The environments hold something that cannot be captured.
         """
         self._start()
-        states: list[Any] = []
-        for answer in self._mending(lambda: self._crew.call("capture", [()] * self.num_workers)):
+        states: list[Any] = [] if self._own is None else self._own.capture()
+        for answer in self._mending(lambda: self._crew.call("capture", [()] * len(self._jobs))):
             if isinstance(answer, str):
                 raise NotSnapshotable(answer)
             states += answer
@@ -154,7 +170,7 @@ class WorkersEnvironment:
         """Continue from `state`, saved by this kind of stage or inline, with as many of the same environments."""
         self._start()
         states = unpack_states(state["envs"], self.num_envs)
-        self._call("restore", [(part,) for part in self._parts(states)])
+        self._call("restore", states)
         self._tensors.started([None] * self.num_envs)
         episodes = state["episodes"]
         assert isinstance(episodes, dict)
@@ -166,24 +182,32 @@ class WorkersEnvironment:
         """Close every environment and end every worker. May be called twice."""
         self._closed = True
         self._dismiss()
+        if self._own is not None:
+            self._own.close()
 
-    def _parts(self, values: list[Any]) -> list[list[Any]]:
-        share = self.num_envs // self.num_workers
-        return [values[first : first + share] for first in range(0, self.num_envs, share)]
-
-    def _call(self, name: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
+    def _call(self, name: Literal["reset", "restore"], values: Sequence[Any]) -> None:
+        """Hand every process its share of `values`, one for each environment."""
+        shares = [values[first : first + self._share] for first in range(0, self.num_envs, self._share)]
         with self._closing_at_faults():
-            return self._crew.call(name, arguments)
+            if self._own is not None:
+                getattr(self._own, name)(shares.pop(0))
+            self._crew.call(name, [(share,) for share in shares])
 
     def _wait(self) -> None:
-        """Wait for all workers' steps, and take in what failed in them."""
+        """Wait for all steps, and take in what failed in them."""
+        reports: list[Report] = []
+        if self._own is not None:
+            with self._closing_at_faults():
+                for _ in self._own.step():
+                    pass
+                reports = self._own.reports()
         answers = self._mending(self._crew.wait)
         for fault in self._mended:
             for index in fault.restarted:
                 self._board.lose(index)
         with self._closing_at_faults():
-            for worker in sorted(answers):
-                self._mended += [self._tensors.restarted(report) for report in answers[worker]]
+            for told in (reports, *(answers[worker] for worker in sorted(answers))):
+                self._mended += [self._tensors.restarted(report) for report in told]
 
     def _mending(self, attempt: Callable[[], T]) -> T:
         """What `attempt` returns, tried again whenever a worker is lost meanwhile and has been replaced."""
@@ -203,13 +227,13 @@ class WorkersEnvironment:
             EnvironmentFault: that was once too often.
         """
         worker = lost.worker
-        indices = range(worker * self._share, (worker + 1) * self._share)
+        indices = self._crew.share_of(worker)
         seeds = self._note(lost, indices)
         while True:
             self._crew.replace(worker)
             try:
                 self._crew.ask(worker, "build", self._jobs[worker])
-                self._crew.ask(worker, "enter", (self.num_envs, self.num_workers))
+                self._crew.ask(worker, "enter", self._entry)
                 self._crew.ask(worker, "reset", (list(seeds.values()),))
                 break
             except WorkerLost as another:
