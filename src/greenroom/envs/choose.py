@@ -176,10 +176,10 @@ def _by_measurement(factory: Factory, num_envs: int) -> Choice:
     together = share + once + each * num_workers
     where = f"{num_workers} {'processes' if shared == 'joint' else 'workers'}"
     expected = f"{cost}; {num_envs} take {_time(inline)} here, about {_time(together)} in {where}"
-    # Who steps short batches with others waits for them at every step: for long, where programs share their cores.
-    if shared == "joint" and unused is not None and unused < _FREE * (num_workers - 1):
-        return Choice(stage="inline", reason=f"{expected}, but other programs have the cores")
     stage = shared if together < _WORTH_IT * inline else "inline"
+    # Who steps short batches with others waits for them at every step: for long, where programs share their cores.
+    if stage == "joint" and unused is not None and unused < _FREE * (num_workers - 1):
+        return Choice(stage="inline", reason=f"{expected}, but other programs have the cores")
     return Choice(stage=stage, reason=expected, num_workers=num_workers)
 
 
