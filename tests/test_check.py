@@ -12,7 +12,7 @@ from torch import Tensor
 
 import gym_envs
 from greenroom.envs import check_environment, make
-from greenroom.envs.base import Environment
+from greenroom.envs.base import Environment, Stage
 from greenroom.envs.inline import InlineEnvironment
 from greenroom.errors import EnvironmentFault
 from greenroom.spec import MASK, ArraySpec, Bounded, Discrete, EnvSpec
@@ -34,7 +34,7 @@ from greenroom.types import Obs, Step
     ],
 )
 def test_every_stage_keeps_the_contracts(
-    source: str, stage: str, min_episodes: int, random: bool, snapshot: bool
+    source: str, stage: Stage, min_episodes: int, random: bool, snapshot: bool
 ) -> None:
     native = stage == "native"  # Atari rewards are clipped by default
     environment = make(source, num_envs=4, stage=stage, say=lambda line: None)

@@ -15,6 +15,7 @@ from gymnasium import spaces
 import gym_envs
 from greenroom.envs import check_environment, choose, make
 from greenroom.envs import spaces as plain_spaces
+from greenroom.envs.base import Stage
 from greenroom.envs.check import RandomActor
 from greenroom.envs.device import DeviceEnvironment
 from greenroom.envs.factory import Factory
@@ -53,7 +54,7 @@ def expected(seen: torch.Tensor, length: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("stage", ["inline", "workers"])
 @pytest.mark.parametrize("space", SPACES, ids=["binary", "box", "twos", "info"])
-def test_every_observation_has_the_mask_that_came_with_it(space: Any, stage: str) -> None:
+def test_every_observation_has_the_mask_that_came_with_it(space: Any, stage: Stage) -> None:
     env = make(gym_envs.Masked, num_envs=4, stage=stage, kwargs={"space": space}, say=lambda line: None)
     name = "obs" if space is None else "seen"
     assert env.spec.obs == {name: ArraySpec(shape=(2,), low=0.0, high=1000.0), MASK: FOUR}

@@ -21,6 +21,7 @@ import yaml
 from greenroom.algorithms import ALGORITHMS, AlgorithmConfig
 from greenroom.algorithms.ppo import PPOConfig
 from greenroom.budget import Budget
+from greenroom.envs.base import Stage
 from greenroom.envs.faults import FaultConfig
 from greenroom.errors import UserError, nearest
 from greenroom.health.settings import HealthConfig
@@ -39,7 +40,6 @@ SEAMS: dict[Any, dict[str, type]] = {
 """What may be exchanged: the protocol that a field is annotated with → names of those that greenroom brings."""
 KINDS: dict[str, type] = {name: kind for table in SEAMS.values() for name, kind in table.items()}
 
-Stage = Literal["auto", "native", "workers", "joint", "inline", "device"]
 Sink = Literal["tensorboard", "wandb", "mlflow"]
 
 

@@ -13,7 +13,7 @@ import torch
 from faults.leaky import Leaky
 from faults.processes import Failure, Place
 from greenroom.envs import make
-from greenroom.envs.base import Environment
+from greenroom.envs.base import Environment, Stage
 from greenroom.envs.device import DEVICE_ENVIRONMENTS
 from greenroom.envs.faults import FaultConfig
 from greenroom.errors import EnvironmentFault, Fault
@@ -32,7 +32,7 @@ FAULTS = {
     "hang": f"a step hangs, limit {LIMIT:g} s",
 }
 """Of `flaky.Flaky`, and what people call them."""
-POSSIBLE = {
+POSSIBLE: dict[Stage, tuple[str, ...]] = {
     "inline": tuple(name for name in FAULTS if name not in ("exit", "hang")),  # nothing could survive them
     "workers": tuple(FAULTS),
     "device": ("nan", "reward"),  # all that can happen to a single row
@@ -48,7 +48,7 @@ _SOON = 10.0
 class Mishap:
     """One failure of an environment."""
 
-    stage: str
+    stage: Stage
     fault: str
     choice: Literal["stop", "restart"]
     seconds: float
@@ -56,7 +56,7 @@ class Mishap:
 
 
 def mishaps(
-    place: Place, times: int, say: Callable[[str], None], stages: Sequence[str] = tuple(POSSIBLE)
+    place: Place, times: int, say: Callable[[str], None], stages: Sequence[Stage] = tuple(POSSIBLE)
 ) -> list[Mishap]:
     """Let every fault happen so many times on every stage, with either choice.
 
@@ -74,7 +74,7 @@ def mishaps(
     return found
 
 
-def _stopped(place: Place, stage: str, fault: str, times: int) -> list[Mishap]:
+def _stopped(place: Place, stage: Stage, fault: str, times: int) -> list[Mishap]:
     found: list[Mishap] = []
     for seed in range(times):
         environment, log = _made(place, stage, fault, "stop", seed)
@@ -92,7 +92,7 @@ def _stopped(place: Place, stage: str, fault: str, times: int) -> list[Mishap]:
     return found
 
 
-def _mended(place: Place, stage: str, fault: str, times: int) -> list[Mishap]:
+def _mended(place: Place, stage: Stage, fault: str, times: int) -> list[Mishap]:
     found: list[Mishap] = []
     environment, log = _made(place, stage, fault, "restart", 0)
     try:
@@ -113,7 +113,7 @@ def _mended(place: Place, stage: str, fault: str, times: int) -> list[Mishap]:
 
 
 def _made(
-    place: Place, stage: str, fault: str, choice: Literal["stop", "restart"], seed: int
+    place: Place, stage: Stage, fault: str, choice: Literal["stop", "restart"], seed: int
 ) -> tuple[Environment, Path]:
     log = place.path / "failed-at"
     faults = FaultConfig(on_env_error=choice, max_env_restarts=10**6)
@@ -145,7 +145,7 @@ def _since(log: Path) -> float:
     return time.monotonic() - float(log.read_text())
 
 
-def _check(stage: str, fault: Fault | None, kind: str, seconds: float) -> None:
+def _check(stage: Stage, fault: Fault | None, kind: str, seconds: float) -> None:
     explained = fault is not None and (fault.actions or (stage == "device" and "in the state" in fault.what))
     if fault is None or f"environment {fault.index}" not in fault.what or not explained:
         raise Failure(f"{kind}: it was not told which environment failed and how: {fault}")

@@ -16,7 +16,8 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from greenroom.bench.peers import SCRIPTS, ask_script
 from greenroom.bench.report import Cell, Findings, Settings, Table, ratio
 from greenroom.bench.synthetic import BUSY, loops_for
-from greenroom.config import RunConfig, Stage
+from greenroom.config import RunConfig
+from greenroom.envs.base import Stage
 from greenroom.envs.choose import choose
 from greenroom.envs.factory import Factory
 from greenroom.machine import available_cores

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from greenroom.config import RunConfig, Stage
+from greenroom.config import RunConfig
 from greenroom.doctor.runs import OpenRuns
 from greenroom.doctor.search import OPTIONS, WORTH_IT, Trial, beyond, changed, search, words
 from greenroom.doctor.symptoms import Symptom, symptoms, watch
@@ -227,7 +227,7 @@ def _resolved(config: RunConfig) -> tuple[RunConfig, str]:
     if chosen.stage in ("native", "device"):
         return config, chosen.title
     number = 0 if chosen.stage == "inline" else chosen.num_workers
-    return dataclasses.replace(config, stage=cast("Stage", chosen.stage), num_workers=number), chosen.title
+    return dataclasses.replace(config, stage=chosen.stage, num_workers=number), chosen.title
 
 
 def _promise(one: Suggestion) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from greenroom.config import RunConfig, Stage
+from greenroom.config import RunConfig
+from greenroom.envs.base import Stage
 from greenroom.envs.choose import largest_divisor
 from greenroom.envs.device import DEVICE_ENVIRONMENTS
 from greenroom.envs.native import native_for
@@ -94,8 +95,11 @@ def stages(config: RunConfig, cores: int) -> Iterator[RunConfig]:
     if config.stage != "inline":
         yield replace(config, stage="inline", num_workers=0)
     per_group = config.num_envs // (2 if config.collect == "double" else 1)
-    several: list[tuple[Stage, int]] = [("joint", count) for count in (largest_divisor(per_group, cores),) if count > 1]
-    several += [("workers", count) for count in sorted({largest_divisor(per_group, count) for count in counts})]
+    several: list[tuple[Stage, int]] = [
+        ("workers", count) for count in sorted({largest_divisor(per_group, count) for count in counts})
+    ]
+    if (processes := largest_divisor(per_group, cores)) > 1:
+        several.insert(0, ("joint", processes))
     for stage, count in several:
         if (config.stage, config.num_workers) != (stage, count):
             yield replace(config, stage=stage, num_workers=count)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from greenroom.spec import EnvSpec
 from greenroom.types import Episodes, Obs, Step
+
+Stage = Literal["auto", "native", "workers", "joint", "inline", "device"]
+"""Where environments are stepped; with `auto`, `choose` says where."""
 
 
 class Environment(Protocol):

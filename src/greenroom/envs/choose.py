@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium
 import numpy as np
 import torch
 
-from greenroom.envs.base import Environment
+from greenroom.envs.base import Environment, Stage
 from greenroom.envs.board import Board
 from greenroom.envs.factory import Factory, Source, unknown
 from greenroom.envs.faults import BY_DEFAULT, FaultConfig
@@ -20,7 +20,8 @@ from greenroom.envs.spaces import ActionForm, Array
 from greenroom.errors import UserError, nearest
 from greenroom.machine import FreeCores, available_cores
 
-STAGES = ("auto", "native", "workers", "joint", "inline", "device")
+_STAGES: tuple[Stage, ...] = get_args(Stage)
+_IN_PROCESSES = ("workers", "joint")
 
 _MEASURE_SECONDS = 0.4  # hard limit of the measurement; a step that takes longer is measured once
 _ENOUGH = (0.1, 200)  # seconds and steps after which a cheap environment is known well enough
@@ -35,21 +36,21 @@ _WORTH_IT = 0.7  # several processes must be expected to need less than this sha
 class Choice:
     """A stage and the reason for it."""
 
-    stage: str
+    stage: Stage
     reason: str
     num_workers: int = 0
 
     @property
     def title(self) -> str:
         """What people call it."""
-        return f"{self.stage} × {self.num_workers}" if self.stage in ("workers", "joint") else self.stage
+        return f"{self.stage} × {self.num_workers}" if self.stage in _IN_PROCESSES else self.stage
 
 
 def make(
     env: Source,
     *,
     num_envs: int,
-    stage: str = "auto",
+    stage: Stage = "auto",
     num_workers: int | None = None,
     kwargs: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
@@ -98,7 +99,7 @@ def make(
     return environment
 
 
-def _check_faults(faults: FaultConfig, stage: str) -> None:
+def _check_faults(faults: FaultConfig, stage: Stage) -> None:
     """Refuse what a stage cannot do for environments that fail."""
     if stage != "workers" and faults.limited:
         raise UserError(
@@ -126,18 +127,18 @@ def list_environments() -> dict[str, list[str]]:
     }
 
 
-def choose(env: Source, num_envs: int, stage: str, num_workers: int | None, kwargs: Mapping[str, Any]) -> Choice:
+def choose(env: Source, num_envs: int, stage: Stage, num_workers: int | None, kwargs: Mapping[str, Any]) -> Choice:
     """The stage that `make` would build for the same arguments."""
-    if stage not in STAGES:
-        raise UserError(f"unknown stage {stage!r}{nearest(stage, STAGES)}")
+    if stage not in _STAGES:
+        raise UserError(f"unknown stage {stage!r}{nearest(stage, _STAGES)}")
     best = _only_stage(env)
     if stage == "auto" and best:
         return Choice(stage=best.stage, reason=best.reason, num_workers=num_workers or 0)
     if best and best.stage == "device" and stage != "device":
         raise UserError(f"{env!r} is a device environment; use --stage device or auto, not {stage}")
-    if stage in ("workers", "joint") or (stage == "auto" and num_workers is not None):
+    if stage in _IN_PROCESSES or (stage == "auto" and num_workers is not None):
         asked = num_workers or largest_divisor(num_envs, available_cores())
-        return Choice(stage="joint" if stage == "joint" else "workers", reason="as asked", num_workers=asked)
+        return Choice(stage="workers" if stage == "auto" else stage, reason="as asked", num_workers=asked)
     if stage != "auto":
         return Choice(stage=stage, reason="as asked", num_workers=num_workers or 0)
     return _by_measurement(Factory(env=env, kwargs=kwargs), num_envs)
@@ -171,7 +172,7 @@ def _by_measurement(factory: Factory, num_envs: int) -> Choice:
         )
         return Choice(stage="inline", reason=f"{cost}; {why}")
     share = inline / num_workers
-    shared = "joint" if share < _SHORT_SECONDS else "workers"
+    shared: Stage = "joint" if share < _SHORT_SECONDS else "workers"
     once, each = _EXCHANGE_SECONDS[shared]
     together = share + once + each * num_workers
     where = f"{num_workers} {'processes' if shared == 'joint' else 'workers'}"
@@ -246,7 +247,7 @@ def _build(
         from greenroom.envs.inline import InlineEnvironment
 
         return InlineEnvironment(env, num_envs=num_envs, kwargs=kwargs, faults=faults)
-    if choice.stage in ("workers", "joint"):
+    if choice.stage in _IN_PROCESSES:
         from greenroom.envs.workers import WorkersEnvironment
 
         return WorkersEnvironment(

@@ -47,8 +47,6 @@ class WorkerLost(EnvironmentFault):
 class Crew:
     """`count` workers with `share` environments each, and one anonymous file that all of them can map.
 
-    The first worker's environments begin with number `first`; those before are not the crew's.
-
     Workers are fresh interpreters: nothing is forked, and the caller's main module is not run again, so notebooks and
     scripts without a main guard work.
 
@@ -59,7 +57,7 @@ class Crew:
     Args:
         count: Workers.
         share: Environments of each.
-        first: Number of the first one.
+        first: Number of the first worker's first one; those before it are not the crew's.
         spin_seconds: See `wait_readable`.
         step_timeout: Seconds that one step of one environment may take; 0: for ever.
         reset_timeout: The same for a reset, and for building one.

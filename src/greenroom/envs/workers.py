@@ -102,11 +102,10 @@ class WorkersEnvironment:
         self._tensors = BoardTensors(self._board, layout, faults.max_env_restarts)
         self._mended: list[Fault] = []
         """What failed since the last step; the next one tells of it."""
-        self._entry = (num_envs, hired)
         if self._own is not None:
             self._own.enter(self._board)
         with self._closing_at_faults():
-            self._crew.call("enter", [self._entry] * hired)
+            self._crew.call("enter", [(num_envs, hired)] * hired)
 
     @property
     def can_snapshot(self) -> bool:
@@ -233,7 +232,7 @@ class WorkersEnvironment:
             self._crew.replace(worker)
             try:
                 self._crew.ask(worker, "build", self._jobs[worker])
-                self._crew.ask(worker, "enter", self._entry)
+                self._crew.ask(worker, "enter", (self.num_envs, len(self._jobs)))
                 self._crew.ask(worker, "reset", (list(seeds.values()),))
                 break
             except WorkerLost as another:
