@@ -5,6 +5,10 @@
 
 The settings are those of `sb3_settings.py`, applied as the zoo's `train` applies them. QR-DQN and recurrent PPO are
 sb3-contrib's. The evaluation is greenroom's own.
+
+QR-DQN's loss is compiled, which needs a C++ compiler: the arithmetic stays the same, and with LunarLander's 170
+quantiles, whose pairs fill fifteen megabytes again and again, a loss takes 3 ms and not 60, a run minutes and not an
+hour and a half.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from sb3_contrib import QRDQN, RecurrentPPO
+from sb3_contrib.qrdqn import qrdqn
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -76,6 +81,7 @@ def train(task: str, algo: str, seed: int, total_steps: int | None, run: Path) -
         gamma = settings.arguments.get("gamma", 0.99)
         environments = VecNormalize(environments, gamma=gamma)
     steps = total_steps or settings.total_steps
+    qrdqn.quantile_huber_loss = torch.compile(qrdqn.quantile_huber_loss)
     learner = ALGORITHMS[algo](settings.policy, environments, seed=seed, device="cpu", **arguments)
     log = Log(run / "metrics.jsonl", steps)
     learner.learn(steps, callback=log)
