@@ -167,7 +167,9 @@ def test_the_synthetic_simulator_is_a_sound_environment(picture: bool) -> None:
 
 def test_the_ratios_of_a_loop_are_those_of_its_rates() -> None:
     config = RunConfig(env="cartpole", num_envs=4, rollout_length=4, device="cpu")
-    found, rates = loops.against_bound("a loop", config, ("sync", "double"), TINY, target="")
+    found, rates = loops.against_bound(
+        "a loop", config, {way: peers.ways(config)[way] for way in ("sync", "double")}, TINY, target=""
+    )
     steps, share = (column(found.tables[0], heading) for heading in ("steps/s", "÷ bound"))
     one, other = (number(steps[name]) for name in ("environments", "act and learn"))
     assert number(steps["bound"]) == pytest.approx(1 / (1 / one + 1 / other))

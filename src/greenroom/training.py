@@ -10,6 +10,7 @@ import torch
 
 from greenroom import envs, machine
 from greenroom.acting import Collector, Source
+from greenroom.compiling import compile_marked
 from greenroom.config import RunConfig
 from greenroom.envs.base import Environment
 from greenroom.errors import UserError
@@ -49,6 +50,11 @@ class Run:
                 total_steps=config.total_steps,
                 seed=config.seed,
             )
+            if config.compile:
+                compile_marked(self.algorithm, self.device)
+                say(
+                    "compile: the first update waits for it, some ten seconds; with a memory and long rollouts, minutes"
+                )
             self.collector = make_source(config, groups, policy, self.device)
         except BaseException:
             for group in groups:

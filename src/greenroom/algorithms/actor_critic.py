@@ -11,6 +11,7 @@ from torch import Tensor
 from greenroom.algorithms.parts import Parts
 from greenroom.algorithms.rewards import Discounting, Rewards
 from greenroom.algorithms.rows import Rows, learn_normalisation, rows_of
+from greenroom.compiling import compilable
 from greenroom.errors import UserError
 from greenroom.maths.losses import policy_gradient, squared_error
 from greenroom.maths.returns import gae, vtrace, vtrace_advantage
@@ -56,20 +57,18 @@ def explained_variance(value: Tensor, target: Tensor) -> Tensor:
     return 1.0 - (target - value).var(correction=0) / (target.var(correction=0) + 1e-8)
 
 
-def update(
+def loss_of(
     config: A2CConfig | VTraceConfig,
-    updater: Updater,
     log_prob: Tensor,
     entropy: Tensor,
     value: Tensor,
     advantage: Tensor,
     target: Tensor,
-) -> dict[str, Tensor]:
-    """One step on the actor-critic loss.
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The actor-critic loss.
 
     Args:
         config: weights of the loss's terms.
-        updater: takes the step.
         log_prob: of the actions taken, float `[N]`, differentiable, as the next two.
         entropy: of the policy.
         value: of what was acted on.
@@ -77,18 +76,16 @@ def update(
         target: of the value, float `[N]`.
 
     Returns:
-        Scalar metrics.
+        The loss, and scalar metrics.
     """
     policy_loss = policy_gradient(log_prob, standardise(advantage) if config.standardise_advantage else advantage)
     value_loss = squared_error(value, target)
     mean_entropy = entropy.mean()
     loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * mean_entropy
-    grad_norm = updater.step(config.loss_scale * loss)
-    return {
+    return config.loss_scale * loss, {
         "policy_loss": policy_loss.detach(),
         "value_loss": value_loss.detach(),
         "entropy": mean_entropy.detach(),
-        "grad_norm": grad_norm,
         "explained_variance": explained_variance(value.detach(), target),
     }
 
@@ -135,12 +132,16 @@ class A2C:
         """One update; returns scalars on the device. The advantage rests on the values that the acting weights gave."""
         rate = self.updater.advance(rollout.reward.numel())
         advantage = advantage_of(rollout, self.policy, self.rewards, self.config.discounting.lam)
-        rows = steps_of(rollout, advantage=advantage, target=rollout.extras["value"] + advantage)
+        loss, metrics = self._loss(steps_of(rollout, advantage=advantage, target=rollout.extras["value"] + advantage))
+        grad_norm = self.updater.step(loss)
+        learn_normalisation(self.policy, rollout)
+        return metrics | {"grad_norm": grad_norm, "learning_rate": rate}
+
+    @compilable
+    def _loss(self, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
         distribution, value = self.policy.evaluate(rows.obs, rows.state, rows.cut)
         log_prob, entropy = distribution.log_prob(rows["sample"]), distribution.entropy()
-        metrics = update(self.config, self.updater, log_prob, entropy, value, rows["advantage"], rows["target"])
-        learn_normalisation(self.policy, rollout)
-        return metrics | {"learning_rate": rate}
+        return loss_of(self.config, log_prob, entropy, value, rows["advantage"], rows["target"])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
@@ -203,8 +204,7 @@ class VTrace:
         rate = self.updater.advance(rollout.reward.numel())
         reward, discount = self.rewards(rollout)
         rows = _all_steps_of(rollout)
-        distribution, new_value = self.policy.evaluate(rows.obs, rows.state, rows.cut)
-        log_prob = distribution.log_prob(rows["sample"])
+        log_prob, entropy, new_value = self._look(rows)
         shape = reward.shape
         ratio = (log_prob.detach() - rows["old_log_prob"]).exp().view(shape)
         value = new_value.detach().view(shape)
@@ -222,10 +222,28 @@ class VTrace:
         )
         target = value + error
         advantage = vtrace_advantage(reward, discount, rollout.cut, value, next_value, ratio, target, config.rho_max)
-        steps = (log_prob, distribution.entropy(), new_value, advantage.flatten(), target.flatten())
-        metrics = update(config, self.updater, *map(rollout.kept, steps))
+        steps = (log_prob, entropy, new_value, advantage.flatten(), target.flatten())
+        loss, metrics = self._loss(*map(rollout.kept, steps))
+        grad_norm = self.updater.step(loss)
         learn_normalisation(self.policy, rollout)
-        return metrics | {"learning_rate": rate, "ratio_mean": ratio.mean(), "ratio_max": ratio.max()}
+        return metrics | {
+            "grad_norm": grad_norm,
+            "learning_rate": rate,
+            "ratio_mean": ratio.mean(),
+            "ratio_max": ratio.max(),
+        }
+
+    @compilable
+    def _look(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probability of what was done, entropy and value, float `[N]`, by the weights that learn."""
+        distribution, value = self.policy.evaluate(rows.obs, rows.state, rows.cut)
+        return distribution.log_prob(rows["sample"]), distribution.entropy(), value
+
+    @compilable
+    def _loss(
+        self, log_prob: Tensor, entropy: Tensor, value: Tensor, advantage: Tensor, target: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return loss_of(self.config, log_prob, entropy, value, advantage, target)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""

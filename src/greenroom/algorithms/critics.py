@@ -13,6 +13,7 @@ from greenroom.algorithms.parts import Parts
 from greenroom.algorithms.replaying import Drawing
 from greenroom.algorithms.rows import learn_normalisation
 from greenroom.algorithms.targets import TargetNetwork
+from greenroom.compiling import compilable
 from greenroom.continuous import ContinuousPolicy
 from greenroom.errors import UserError
 from greenroom.networks import Mlp, initialise, is_image
@@ -183,12 +184,19 @@ class Critics:
         Returns:
             Scalar metrics: `critic_loss` (of both values together), `q_mean`, `grad_norm`.
         """
+        loss, priority, metrics = self._loss(samples, next_value)
+        grad_norm = self.updater.step(loss)
+        self.replay.update_priorities(samples.index, priority)
+        return metrics | {"grad_norm": grad_norm}
+
+    @compilable
+    def _loss(self, samples: Samples, next_value: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The loss, new priorities of the samples, and metrics."""
         value = self.online(samples.inputs, samples.action)
         error = value - (samples.reward + samples.discount * next_value).detach()
         loss = 0.5 * (samples.weight * error.square()).mean(1).sum()
-        grad_norm = self.updater.step(loss)
-        self.replay.update_priorities(samples.index, error.detach().abs().mean(0))
-        return {"critic_loss": loss.detach(), "q_mean": value.detach().mean(), "grad_norm": grad_norm}
+        priority = error.detach().abs().mean(0)
+        return loss, priority, {"critic_loss": loss.detach(), "q_mean": value.detach().mean()}
 
     def of_action(self, inputs: Obs, action: Tensor) -> Tensor:
         """float `[2, N]`: the values as functions of the action alone, to improve the action by."""

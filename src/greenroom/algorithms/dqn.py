@@ -14,6 +14,7 @@ from greenroom.algorithms.parts import Parts
 from greenroom.algorithms.replaying import Drawing, Report
 from greenroom.algorithms.rows import learn_normalisation
 from greenroom.algorithms.targets import TargetNetwork
+from greenroom.compiling import compilable
 from greenroom.errors import UserError
 from greenroom.maths.values import sequence_priority
 from greenroom.optim import Adam, OptimizerConfig, Schedule, Updater
@@ -132,19 +133,22 @@ class DQN:
         )
 
     def _update(self, lesson: Lesson) -> dict[str, Tensor]:
+        loss, priority, metrics = self._loss(lesson)
+        grad_norm = self.updater.step(loss)
+        self.target.follow()
+        self.replay.update_priorities(lesson.index, priority)
+        return metrics | {"grad_norm": grad_norm}
+
+    @compilable
+    def _loss(self, lesson: Lesson) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The loss, new priorities of the draws, and metrics."""
         returns = self.policy.returns
         losses, errors = returns.loss(lesson.outputs, lesson.successor, lesson.reward, lesson.discount)
         draws = len(lesson.index)
         loss = (lesson.weight * losses.view(-1, draws)).mean()
-        grad_norm = self.updater.step(loss)
-        self.target.follow()
-        self.replay.update_priorities(lesson.index, sequence_priority(errors.view(-1, draws)))
-        return {
-            "loss": loss.detach(),
-            "q_mean": returns.mean(lesson.outputs).detach().mean(),
-            "error": errors.mean(),
-            "grad_norm": grad_norm,
-        }
+        priority = sequence_priority(errors.view(-1, draws))
+        q_mean = returns.mean(lesson.outputs).detach().mean()
+        return loss, priority, {"loss": loss.detach(), "q_mean": q_mean, "error": errors.mean()}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, the replay included."""

@@ -12,6 +12,7 @@ from greenroom.algorithms.actor_critic import advantage_of, explained_variance, 
 from greenroom.algorithms.parts import Parts
 from greenroom.algorithms.rewards import Discounting, Rewards
 from greenroom.algorithms.rows import Rows, check_minibatches, learn_normalisation, mean_metrics
+from greenroom.compiling import compilable
 from greenroom.errors import UserError
 from greenroom.maths.losses import clipped_squared_error, clipped_surrogate, squared_error
 from greenroom.optim import Adam, OptimizerConfig, Updater
@@ -96,6 +97,11 @@ class PPO:
         }
 
     def _update(self, rows: Rows) -> dict[str, Tensor]:
+        loss, metrics = self._loss(rows)
+        return metrics | {"grad_norm": self.updater.step(loss)}
+
+    @compilable
+    def _loss(self, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
         config, advantage = self.config, rows["advantage"]
         distribution, value = self.policy.evaluate(rows.obs, rows.state, rows.cut)
         log_prob = distribution.log_prob(rows["sample"])
@@ -107,15 +113,14 @@ class PPO:
             else squared_error(value, rows["target"])
         )
         entropy = distribution.entropy().mean()
-        grad_norm = self.updater.step(policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy)
+        loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
         with torch.no_grad():
             log_ratio = log_prob - rows["old_log_prob"]
             ratio = log_ratio.exp()
-            return {
+            return loss, {
                 "policy_loss": policy_loss.detach(),
                 "value_loss": value_loss.detach(),
                 "entropy": entropy.detach(),
-                "grad_norm": grad_norm,
                 # k3 estimator of KL(acting || current), Schulman 2020: unbiased and never negative.
                 "approx_kl": (ratio - 1.0 - log_ratio).mean(),
                 "clip_fraction": ((ratio - 1.0).abs() > config.clip).float().mean(),

@@ -17,6 +17,7 @@ from greenroom.algorithms.parts import Parts
 from greenroom.algorithms.rewards import Discounting, Rewards
 from greenroom.algorithms.rows import Rows, check_minibatches, learn_normalisation, mean_metrics, rows_of
 from greenroom.algorithms.targets import Target, TargetNetwork
+from greenroom.compiling import compilable
 from greenroom.errors import UserError
 from greenroom.maths.losses import squared_error
 from greenroom.maths.returns import gae
@@ -188,11 +189,16 @@ class QLearner:
         return self.target.network.values(obs, state, cut).view_as(q) if self.target.exists else q
 
     def _update(self, rows: Rows) -> dict[str, Tensor]:
-        q = chosen(self.policy.values(rows.obs, rows.state, rows.cut), rows["action"])
-        loss = squared_error(q, rows["target"])
+        loss, metrics = self._loss(rows)
         grad_norm = self.updater.step(loss)
         self.target.follow()
-        return {"loss": loss.detach(), "q_mean": q.detach().mean(), "grad_norm": grad_norm}
+        return metrics | {"grad_norm": grad_norm}
+
+    @compilable
+    def _loss(self, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
+        q = chosen(self.policy.values(rows.obs, rows.state, rows.cut), rows["action"])
+        loss = squared_error(q, rows["target"])
+        return loss, {"loss": loss.detach(), "q_mean": q.detach().mean()}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""

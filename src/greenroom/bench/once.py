@@ -40,7 +40,8 @@ def measure(config: RunConfig, *, seconds: float, warm_up: float) -> Answer:
         taken = time.perf_counter() - begin
         trained = sum(tensor.numel() for updater in updaters_of(run.algorithm) for tensor in updater.params)
         more = {"resident": float(resident()), "parameters": float(trained)}
-        how = "; ".join([config.collect, said[0].removeprefix("stage: "), *_arithmetic(said)])
+        compiled = ["compiled"] if config.compile else []
+        how = "; ".join([config.collect, said[0].removeprefix("stage: "), *_arithmetic(said), *compiled])
         return Answer(steps=run.env_steps - steps, seconds=taken, version=greenroom.__version__, setting=how, more=more)
     finally:
         run.close()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from greenroom.algorithms.ppo import PPOConfig
 from greenroom.bench.report import Cell, Findings, Settings, Table
@@ -19,9 +19,6 @@ from greenroom.networks import Nature
 from greenroom.policy import PolicyConfig
 from greenroom.presets import preset
 
-Way = Literal["sync", "double", "overlap"]
-WAYS: tuple[Way, ...] = ("sync", "double", "overlap")
-"""How rollouts are collected."""
 ROOT = Path(__file__).resolve().parents[3]
 """The repository; of an installed package there is none."""
 SCRIPTS, ENVIRONMENTS = ROOT / "benchmarks" / "peers", ROOT / ".venv-peers"
@@ -135,14 +132,24 @@ def _atari(name: str, task: Task) -> dict[str, RunConfig]:
     policy = dataclasses.replace(base.policy, network=Nature())
     base = _sized(dataclasses.replace(base, policy=policy), task)
     float32 = dataclasses.replace(base, policy=dataclasses.replace(policy, precision="float32"))
-    return {way: dataclasses.replace(base, collect=way) for way in WAYS} | {"sync, float32": float32}
+    return ways(base) | {"sync, float32": float32}
+
+
+def ways(config: RunConfig) -> dict[str, RunConfig]:
+    """A run in the three ways to collect rollouts, by their names."""
+    return {
+        "sync": dataclasses.replace(config, collect="sync"),
+        "double": dataclasses.replace(config, collect="double"),
+        "overlap": dataclasses.replace(config, collect="overlap"),
+    }
 
 
 def cartpole() -> dict[str, RunConfig]:
-    """Two networks of 64 × 64 on the three CartPoles that greenroom has."""
+    """Two networks of 64 × 64 on the three CartPoles that greenroom has; on the fastest one compiled, too."""
     base = dataclasses.replace(preset("classic-ppo", "CartPole-v1"), policy=PolicyConfig(separate_value=True))
     names = {"tensors": "cartpole", "EnvPool": "envpool:CartPole-v1", "Gymnasium": "CartPole-v1"}
-    return {name: _sized(dataclasses.replace(base, env=env), CARTPOLE) for name, env in names.items()}
+    eager = {name: _sized(dataclasses.replace(base, env=env), CARTPOLE) for name, env in names.items()}
+    return eager | {"tensors, compiled": dataclasses.replace(eager["tensors"], compile=True)}
 
 
 def _sized(config: RunConfig, task: Task) -> RunConfig:

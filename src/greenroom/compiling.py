@@ -1,0 +1,71 @@
+"""`--compile`: marked methods go through torch.compile, which makes one kernel of many small operations.
+
+What an algorithm marks is the way from a batch to its loss, of which torch then compiles the backward pass as well.
+Acting, targets and optimisers stay as they are. Compiled arithmetic rounds differently, and repeats bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import FunctionType, MethodType
+from typing import TypeVar
+
+import torch
+
+from greenroom.errors import UserError
+
+_MARK = "greenroom_compilable"
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def compilable(method: F) -> F:
+    """Mark a method for `--compile`: from tensors to tensors, without draws, and changing nothing."""
+    setattr(method, _MARK, True)
+    return method
+
+
+def compile_marked(algorithm: object, device: torch.device) -> None:
+    """Compile what is marked in an algorithm and in its parts; it happens when they are first called.
+
+    Args:
+        algorithm: whose class, or whose attributes' classes, have methods marked `compilable`.
+        device: where it computes.
+
+    Raises:
+        UserError: nothing is marked, or torch cannot compile here.
+    """
+    found = [place for owner in (algorithm, *vars(algorithm).values()) for place in _marked(owner)]
+    if not found:
+        raise UserError(
+            f"--compile: {type(algorithm).__qualname__} has marked nothing; see `compilable` in docs/extend.md"
+        )
+    _try(device)
+    for owner, name in found:
+        # Sizes as variables: batches of any number of rows, and a resumed run's, then go through the same kernels.
+        setattr(owner, name, torch.compile(_own_copy(getattr(owner, name)), dynamic=True))
+
+
+def _marked(owner: object) -> Iterator[tuple[object, str]]:
+    kind = type(owner)
+    return ((owner, name) for name in dir(kind) if getattr(getattr(kind, name, None), _MARK, False))
+
+
+def _own_copy(method: MethodType) -> MethodType:
+    """With code of its own: of the same code torch compiles eight versions at most, and every object makes one."""
+    plain: FunctionType = method.__func__  # type: ignore[assignment]  # a method's function is a plain one
+    copy = FunctionType(
+        plain.__code__.replace(), plain.__globals__, plain.__name__, plain.__defaults__, plain.__closure__
+    )
+    return MethodType(copy, method.__self__)
+
+
+def _try(device: torch.device) -> None:
+    """Compile something small, so that a machine without a compiler is told of at once."""
+    try:
+        torch.compile(lambda x: (x + 1.0).tanh())(torch.zeros(64, device=device))
+    except Exception as problem:  # whatever torch, the compiler or the system find
+        first = next((line for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
+        raise UserError(
+            f"--compile: torch cannot compile on {device.type} here ({first.strip()}); on a processor it needs a C++ "
+            "compiler (g++ or clang++), on a GPU triton. Leave --compile out, or install them"
+        ) from problem
