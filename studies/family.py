@@ -210,8 +210,8 @@ def main() -> None:
             "contributions) with its tuned settings at the same number of agent steps: whether the IQM is above, "
             "within or below that interval of theirs, and the probability that a seed of greenroom's ends higher than "
             "one of theirs. On LunarLander QR-DQN's loss is compiled, which its own code does not do: the same "
-            "arithmetic, many times as fast. Seconds are those of one training run. Findings: what the health checks found, "
-            "with their default settings, in all seeds' runs; empty where they were not on yet."
+            "arithmetic, many times as fast. Seconds are those of one training run. Findings: what the health checks "
+            "found, with their default settings, in all seeds' runs; empty where they were not on yet."
         ),
         headings=[
             "task and algorithm",
