@@ -237,7 +237,7 @@ def test_peers_are_compared_with_the_best_of_greenroom(monkeypatch: pytest.Monke
     assert times["skrl"] is None
     assert how["skrl"] == "no such thing"
     parameters = column(found.tables[0], "parameters")
-    assert (parameters["TorchRL"], parameters["greenroom, sync"]) == ("1687719", None)
+    assert (parameters["TorchRL"], parameters["greenroom, sync"]) == ("1 687 719", None)
     assert asked.count("skrl") == 1, "who failed once is not asked again"
     assert asked.count("sb3") == TINY.repeats
     assert found.slices["A task: TorchRL"] == [100.0, 100.0]

@@ -90,7 +90,7 @@ def _row(
     if not rates:
         return (name, None, None, None, None, reason or "not asked")
     rate, last = statistics.median(rates), answers[-1]
-    parameters = f"{last.more['parameters']:.0f}" if "parameters" in last.more else None
+    parameters = f"{last.more['parameters']:,.0f}".replace(",", " ") if "parameters" in last.more else None
     how = last.setting + (f" (later: {reason})" if reason else "")
     return (name, rate, best / rate if best else None, parameters, last.version, how)
 
