@@ -39,7 +39,11 @@ def compile_marked(algorithm: object, device: torch.device) -> None:
         raise UserError(
             f"--compile: {type(algorithm).__qualname__} has marked nothing; see `compilable` in docs/extend.md"
         )
-    _try(device)
+    if reason := why_not(device):
+        raise UserError(
+            f"--compile: torch cannot compile on {device.type} here ({reason}); on a processor it needs a C++ compiler "
+            "(g++ or clang++), on a GPU triton. Leave --compile out, or install them"
+        )
     for owner, name in found:
         # Sizes as variables: batches of any number of rows, and a resumed run's, then go through the same kernels.
         setattr(owner, name, torch.compile(_own_copy(getattr(owner, name)), dynamic=True))
@@ -59,13 +63,10 @@ def _own_copy(method: MethodType) -> MethodType:
     return MethodType(copy, method.__self__)
 
 
-def _try(device: torch.device) -> None:
-    """Compile something small, so that a machine without a compiler is told of at once."""
+def why_not(device: torch.device) -> str | None:
+    """Why torch cannot compile for `device` here, found out by compiling something small; None: it can."""
     try:
         torch.compile(lambda x: (x + 1.0).tanh())(torch.zeros(64, device=device))
     except Exception as problem:  # whatever torch, the compiler or the system find
-        first = next((line for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
-        raise UserError(
-            f"--compile: torch cannot compile on {device.type} here ({first.strip()}); on a processor it needs a C++ "
-            "compiler (g++ or clang++), on a GPU triton. Leave --compile out, or install them"
-        ) from problem
+        return next((line.strip() for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
+    return None

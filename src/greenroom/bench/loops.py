@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import torch
+
 from greenroom.bench.peers import Task, ask_peer, ways
 from greenroom.bench.report import Cell, Findings, Settings, Table, ratio
+from greenroom.compiling import why_not
 from greenroom.config import RunConfig
 from greenroom.measure import Rate, bound, environment, interleaved, learner, whole
 from greenroom.networks import Impala, Nature, NetworkConfig, Nips
@@ -46,11 +49,9 @@ def device(settings: Settings) -> Findings:
         for num_envs in (4096,) if settings.device == "cpu" else (4096, 65536):
             config = dataclasses.replace(preset("inventory", env), num_envs=num_envs, device=settings.device)
             title = f"{env}, PPO ({num_envs} actors)"
-            runs = {
-                "sync": config,
-                "overlap": dataclasses.replace(config, collect="overlap"),
-                "sync, compiled": dataclasses.replace(config, compile=True),
-            }
+            runs = {"sync": config, "overlap": dataclasses.replace(config, collect="overlap")}
+            if not why_not(torch.device(settings.device)):
+                runs["sync, compiled"] = dataclasses.replace(config, compile=True)
             loop, rates = against_bound(title, config, runs, settings, target=goal)
             found += loop
         if settings.device == "cpu":
@@ -107,7 +108,7 @@ _SB3_MINIBATCH = 6144
 
 def _beside_sb3(env: str, task: str, rates: Mapping[str, Rate], settings: Settings) -> Findings:
     """Stable-Baselines3's PPO with the same number of epochs: its fastest of several settings is what counts."""
-    own = {name: rates[name].steps_per_second for name in ("sync", "sync, compiled")}
+    own = {name: rate.steps_per_second for name, rate in rates.items() if name.startswith("sync")}
     best = max(own.values())
     rows: list[tuple[Cell, ...]] = [
         (f"greenroom, {name}", rate, best / rate, "4096 actors, 2 epochs") for name, rate in own.items()
