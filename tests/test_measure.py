@@ -23,6 +23,7 @@ from greenroom.measure import Part, Work, interleaved
 from greenroom.memory import Memory
 from greenroom.networks import Mlp
 from greenroom.policy import PolicyConfig
+from greenroom.threads import limited
 
 TINY = RunConfig(
     env="lost-sales",
@@ -232,6 +233,14 @@ def test_the_learner_needs_its_environments_once(monkeypatch: pytest.MonkeyPatch
     assert next(work).steps == 32
     assert told == ["closed"]
     work.close()
+
+
+def test_the_learner_has_the_threads_of_its_run() -> None:
+    with limited(1):
+        work = measure.learner(dataclasses.replace(TINY, threads=2))
+        next(work)
+        assert torch.get_num_threads() == 2
+        work.close()
 
 
 def test_an_environment_that_fails_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:

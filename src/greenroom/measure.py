@@ -304,8 +304,10 @@ def learner(config: RunConfig) -> Work:
     run = begun(replace(config, collect="sync", lag=1))
     try:
         rollout = next(run.collector)
+        threads = torch.get_num_threads()
     finally:
         run.close()
+    torch.set_num_threads(threads)  # the run's, which closing it gave back; `_Meter` remembers them
     policy, initial = run.algorithm.policy, run.algorithm.policy.initial_state(config.num_envs)
     source = generator(config.seed, "acting", device=run.device)
     while True:
