@@ -37,7 +37,7 @@ class _BySigmoid(torch.autograd.Function):
 
 
 # Numbers would have to be made tensors in every operation: on small layers half of the time.
-_ONE, _MINUS_TWO = torch.tensor(1.0), torch.tensor(-2.0)
+_ONE, _MINUS_TWO = torch.tensor(1.0, device="cpu"), torch.tensor(-2.0, device="cpu")
 
 
 def _by_sigmoid(x: Tensor) -> Tensor:

@@ -45,12 +45,13 @@ def device(settings: Settings) -> Findings:
     """PPO on tasks that are tensors, beside Stable-Baselines3's on the same in numpy; on a GPU, greenroom alone."""
     found = Findings()
     goal = "Target: `sync` ÷ bound at least 0.6; on a GPU, 10 million steps/s."
+    compiles = not why_not(torch.device(settings.device))
     for env, task in {"lost-sales": "lost-sales-ppo", "cartpole": "cartpole-ppo"}.items():
         for num_envs in (4096,) if settings.device == "cpu" else (4096, 65536):
             config = dataclasses.replace(preset("inventory", env), num_envs=num_envs, device=settings.device)
             title = f"{env}, PPO ({num_envs} actors)"
             runs = {"sync": config, "overlap": dataclasses.replace(config, collect="overlap")}
-            if not why_not(torch.device(settings.device)):
+            if compiles:
                 runs["sync, compiled"] = dataclasses.replace(config, compile=True)
             loop, rates = against_bound(title, config, runs, settings, target=goal)
             found += loop
