@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from greenroom.errors import UserError
-from greenroom.optim import Adam, OptimizerConfig, RMSprop, RMSpropTF, Schedule, Updater
+from greenroom.optim import (
+    Adam,
+    FusedAdam,
+    OptimizerConfig,
+    RMSprop,
+    RMSpropTF,
+    Schedule,
+    Updater,
+    clip_grad_norm,
+)
 
 
 def test_rmsprop_follows_the_formula() -> None:
@@ -60,6 +69,27 @@ def test_torch_s_rmsprop_is_another_optimiser() -> None:
     for _ in range(2000):
         ratio = move(theirs, other, gradient) / move(ours, one, gradient)
     assert ratio == pytest.approx(math.sqrt(0.1) / 0.1, rel=0.01)
+
+
+def test_adam_and_clipping_are_torch_s_to_the_bit() -> None:
+    """Also where a parameter has no gradient at first, or in between."""
+    source = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=source) for shape in ((64, 4), (64,), (3, 2, 2, 2))]
+    ours, theirs = ([nn.Parameter(part.clone()) for part in start] for _ in range(2))
+    optimizer = FusedAdam(ours, lr=0.01, eps=1e-5)
+    reference = torch.optim.Adam(theirs, lr=0.01, eps=1e-5, fused=True)
+    for update in range(12):
+        for group in (*optimizer.param_groups, *reference.param_groups):
+            group["lr"] = 0.01 / (1 + update)
+        for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            gradient = torch.randn(one.shape, generator=source) * 10.0 ** (update % 3 - 1)
+            absent = number == 1 and update in (0, 1, 5)
+            one.grad, other.grad = (None, None) if absent else (gradient, gradient.clone())
+        norm = torch.nn.utils.clip_grad_norm_(theirs, 5.0)
+        assert torch.equal(clip_grad_norm(ours, 5.0), norm)
+        optimizer.step()
+        reference.step()
+        assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
 def linear(seed: int = 0) -> nn.Linear:

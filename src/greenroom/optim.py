@@ -41,6 +41,55 @@ class RMSpropTF(torch.optim.Optimizer):
             torch._foreach_addcdiv_(params, grads, root, -group["lr"])
 
 
+class FusedAdam(torch.optim.Adam):
+    """torch's fused Adam for parameters that are all on one device, the same bits by a shorter way to its kernel.
+
+    On small networks torch's own way there takes several times as long as the kernel.
+    """
+
+    def __init__(self, params: Iterable[torch.nn.Parameter], *, lr: float, eps: float) -> None:
+        super().__init__(params, lr=lr, eps=eps, fused=True)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # no closures
+        """One update of all parameters that have a gradient."""
+        assert closure is None
+        (group,) = self.param_groups
+        params = [p for p in group["params"] if p.grad is not None]
+        slots = [self.state[p] for p in params]
+        if not all(slots):
+            super().step()  # which fills them
+            return
+        steps = [slot["step"] for slot in slots]
+        torch._foreach_add_(steps, 1)
+        torch._fused_adam_(
+            params,
+            [p.grad for p in params],
+            [slot["exp_avg"] for slot in slots],
+            [slot["exp_avg_sq"] for slot in slots],
+            [],
+            steps,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=0.0,
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
+
+
+def clip_grad_norm(params: Iterable[torch.nn.Parameter], max_norm: float) -> Tensor:
+    """Scale the gradients of parameters on one device down to a global norm of `max_norm`; the norm before that.
+
+    torch's `clip_grad_norm_`, the same bits at half the cost on small networks.
+    """
+    grads = [p.grad for p in params if p.grad is not None]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """How the learning rate depends on the number of actors and on time."""
@@ -79,8 +128,8 @@ class Adam:
         _check_positive(learning_rate=self.learning_rate, eps=self.eps, max_grad_norm=self.max_grad_norm)
 
     def build(self, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimiser over `params`. Fused: one pass over each parameter, a third of the time on small networks."""
-        return torch.optim.Adam(params, lr=self.learning_rate, eps=self.eps, fused=True)
+        """The optimiser over `params`."""
+        return FusedAdam(params, lr=self.learning_rate, eps=self.eps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,9 +236,10 @@ class Updater:
 
     def step(self, loss: Tensor) -> Tensor:
         """One update. Returns the gradient's global norm before clipping, a scalar on the device."""
-        self.optimizer.zero_grad(set_to_none=True)
+        for param in self.params:
+            param.grad = None
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.params, self.config.max_grad_norm)
+        norm = clip_grad_norm(self.params, self.config.max_grad_norm)
         self.optimizer.step()
         return norm
 
