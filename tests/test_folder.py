@@ -249,6 +249,19 @@ def test_bf16_is_told_by_the_processors_flags(tmp_path: Path, monkeypatch: pytes
     assert machine.cpu_bf16(info) is None
 
 
+def test_tanh_is_quick_where_mkl_is_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "cpuinfo"
+    for vendor, mkl, quick in (
+        ("GenuineIntel", True, True),
+        ("GenuineIntel", False, False),
+        ("AuthenticAMD", True, False),
+    ):
+        monkeypatch.setattr(torch.backends.mkl, "is_available", lambda mkl=mkl: mkl)
+        info.write_text(f"vendor_id\t: {vendor}\n")
+        assert machine.quick_tanh(info) == quick
+    assert not machine.quick_tanh(tmp_path / "missing")
+
+
 def test_cpu_kind_is_the_model_name_or_the_architecture_and_its_instructions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from greenroom import networks
 from greenroom.errors import UserError
 from greenroom.memory import Memory, MemoryKind, Recurrent
 from greenroom.networks import Activation, Encoder, Impala, Initialisation, Mlp, Nature, NetworkConfig, Nips, initialise
@@ -228,7 +229,9 @@ def test_pictures_with_the_colours_last_are_turned(network: Nips | Nature | Impa
     torch.testing.assert_close(last(picture.permute(0, 2, 3, 1)), first(picture))
 
 
-def test_tanh_is_tanh_with_and_without_gradient() -> None:
+@pytest.mark.parametrize("quick", [True, False])
+def test_tanh_is_tanh_with_and_without_gradient(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "_QUICK", quick)
     *_, layer = Mlp(hidden=(1,), activation="tanh").build(ArraySpec(shape=(1,)))[0].children()
     x = torch.linspace(-30.0, 30.0, 60_001, requires_grad=True)
     exact = x.detach().double().tanh()

@@ -42,6 +42,11 @@ def cpu_kind(cpuinfo: Path = _CPUINFO) -> str:
     return f"{name} ({', '.join(filter(None, (torch.backends.cpu.get_cpu_capability(), cpu_bf16(cpuinfo))))})"
 
 
+def quick_tanh(cpuinfo: Path = _CPUINFO) -> bool:
+    """Whether torch's tanh is as quick here as its sigmoid: it is MKL's, which is slow on processors not of Intel."""
+    return torch.backends.mkl.is_available() and _cpuinfo("vendor_id", cpuinfo) == "GenuineIntel"
+
+
 def available_cores() -> int:
     """Cores that this process may use: at least 1; aware of CPU affinity and of a container's quota (rounded up)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
