@@ -154,8 +154,7 @@ class Rollout:
             float32 `[T, B]`. Where an episode ended by truncation, the value of its true last observation; where it
             terminated, zero (a discount of zero hides it in any case); elsewhere the value of the next observation.
         """
-        next_value = value[1:].clone()
-        next_value[self.terminated] = 0.0
+        next_value = value[1:].masked_fill(self.terminated, 0.0)
         timed_out = self.truncated & ~self.terminated
         if bool(timed_out.any()):
             last = timed_out[self.cut]

@@ -27,17 +27,18 @@ class Rows:
     """`[L, N, ...]` each: whatever else belongs to a step."""
 
     def of(self, index: Tensor) -> Rows:
-        """The sequences with these numbers."""
+        """The sequences with these numbers, int64 `[K]`."""
+        # On a CPU much faster than `part[:, index]`: of pictures a tenth of the time.
         return Rows(
-            obs=map_obs(lambda part: part[:, index], self.obs),
-            state={name: part[index] for name, part in self.state.items()},
-            cut=self.cut[:, index],
-            steps={name: part[:, index] for name, part in self.steps.items()},
+            obs=map_obs(lambda part: part.index_select(1, index), self.obs),
+            state={name: part.index_select(0, index) for name, part in self.state.items()},
+            cut=self.cut.index_select(1, index),
+            steps={name: part.index_select(1, index) for name, part in self.steps.items()},
         )
 
     def without(self, dropped: Tensor | None) -> Rows:
         """All sequences but those that hold a step that is `dropped`, bool `[T, B]`; None: no step is."""
-        return self if dropped is None else self.of(~dropped.view(self.cut.shape).any(0))
+        return self if dropped is None else self.of((~dropped.view(self.cut.shape).any(0)).nonzero().squeeze(1))
 
     def minibatches(self, count: int, generator: torch.Generator) -> Iterator[Rows]:
         """All sequences once, in random order, in `count` parts of even size; a single part is in its own order."""

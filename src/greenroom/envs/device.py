@@ -179,7 +179,7 @@ class DeviceEnvironment:
 
     def _restart(self, ended: Tensor) -> Obs:
         """Begin new episodes where `ended`; as many draws as for all B, so that chance does not depend on who ended."""
-        self._age[ended] = 0
+        self._age.masked_fill_(ended, 0)
         fresh = self.model.initial(self.num_envs, self._resets, self.device)
         self._state = restart(self._state, fresh, ended.to(self.device))
         return self._first_obs()
