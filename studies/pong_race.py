@@ -32,7 +32,8 @@ def trials_of(chosen: Options) -> list[Trial]:
             seed=seed,
             run=chosen.run("greenroom", seed),
             total_steps=TOTAL_STEPS,
-            settings=("--preset", "atari-pqn", "--eval-every", every, "--eval-episodes", str(LOOK_EPISODES)),
+            # As in CleanRL's, the learning rate falls to zero: at the preset's own, some runs fall back after a million.
+            settings=("--preset", "atari-pqn", "--anneal", "--eval-every", every, "--eval-episodes", str(LOOK_EPISODES)),
         )
         for seed in chosen.seeds
     ]
