@@ -16,7 +16,7 @@ from greenroom.config import RunConfig
 from greenroom.presets import preset
 
 _PATIENCE = 240.0
-"""Seconds that the doctor may take; it means to take 40, and starting environments comes on top."""
+"""Seconds that the doctor may take; it means to take 40, and starting environments, and compiling, comes on top."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ class Doctor:
     start: Start = field(default_factory=Start)
     """What to start from."""
     budget: float = 40.0
-    """About how many seconds to measure for; starting environments comes on top."""
+    """About how many seconds to measure for; starting environments, and compiling, comes on top."""
     json: bool = False
     """Print one JSON object and nothing else."""
     debug: bool = False

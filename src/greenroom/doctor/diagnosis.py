@@ -155,7 +155,7 @@ def diagnose(config: RunConfig, *, seconds: float = 40.0, say: Say = say_nothing
 
     Args:
         config: of the run. A replay is taken to have begun learning.
-        seconds: about how long to take; starting environments comes on top.
+        seconds: about how long to take; starting environments, and compiling, comes on top.
         say: hears what is being done.
 
     Raises:

@@ -1,7 +1,7 @@
 """A small search for faster settings: one kind of setting after the other, whatever wins is kept.
 
-What is tried leaves what is learned alone: the same number of actors, on-policy data on-policy. What would change that
-(`beyond`) is measured, but never suggested in the same breath.
+What is tried leaves what is learned alone, but for rounding: the same number of actors, on-policy data on-policy. What
+would change that (`beyond`) is measured, but never suggested in the same breath.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from greenroom.envs.device import DEVICE_ENVIRONMENTS
 from greenroom.envs.native import native_for
 from greenroom.errors import UserError
 from greenroom.measure import Rate
+from greenroom.networks import Mlp
 
 Measure = Callable[[Sequence[RunConfig]], Sequence[Rate | UserError]]
 """Rates of several runs, measured in turn; an error for a run that cannot be."""
 
 WORTH_IT = 1.05
 """How many times as fast another setting must be: less may be noise."""
-OPTIONS = ("stage", "num_workers", "threads", "collect", "lag", "num_envs")
+OPTIONS = ("stage", "num_workers", "threads", "collect", "lag", "num_envs", "compile")
 """Fields of a `RunConfig` that are tried."""
 
 
@@ -59,7 +60,7 @@ def search(
     best, trials = config, list[Trial]()
     # Threads that get into each other's way slow everything many times over: fewer are tried before anything else,
     # and in any case.
-    for kind in (fewer_threads, stages, collections, more_threads):
+    for kind in (fewer_threads, stages, collections, more_threads, compiled):
         if kind is not fewer_threads and not in_time():
             return best, trials, False
         tried = _trials(best, list(kind(best, cores)), measure)
@@ -130,6 +131,12 @@ def collections(config: RunConfig, cores: int) -> Iterator[RunConfig]:
             yield from _if_valid(config, collect=mode, lag=1)
 
 
+def compiled(config: RunConfig, cores: int) -> Iterator[RunConfig]:
+    """Compiled losses where they may pay, and where compiling does not take minutes: plain networks, no memory."""
+    if not config.compile and isinstance(config.policy.network, Mlp) and config.policy.memory.memory == "none":
+        yield replace(config, compile=True)
+
+
 def beyond(config: RunConfig, cores: int) -> Iterator[RunConfig]:
     """Settings that may be faster and change what is learned: more actors, or rollouts from older weights."""
     for factor in (2, 4):
@@ -160,4 +167,5 @@ def changed(before: RunConfig, after: RunConfig) -> dict[str, Any]:
 
 def words(before: RunConfig, after: RunConfig) -> str:
     """What to type behind `greenroom train …` to come from one to the other; "" for nothing."""
-    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in changed(before, after).items())
+    different = changed(before, after).items()
+    return " ".join(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in different)
