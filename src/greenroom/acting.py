@@ -16,11 +16,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from greenroom.crossing import Crossing
 from greenroom.envs.base import Environment, Snapshotable
 from greenroom.errors import Fault, UserError
 from greenroom.policy import Actor
 from greenroom.seeding import derive, generator
-from greenroom.types import Decision, Episodes, Obs, Rollout, State, Step, cat_obs, map_obs, restart
+from greenroom.types import Decision, Episodes, Obs, Rollout, State, Step, cat_obs, map_obs, parts_of, restart
 
 
 class Source(Protocol):
@@ -65,14 +66,9 @@ class _Memory:
         self.arrays: dict[str, Tensor] = {}
         self.extras: dict[str, Tensor] = {}
 
-    def store_obs(self, t: int, columns: slice, obs: Obs) -> None:
-        if isinstance(obs, dict):
-            assert isinstance(self.obs, dict)
-            for name, part in obs.items():
-                self.obs[name][t, columns] = part
-        else:
-            assert isinstance(self.obs, Tensor)
-            self.obs[t, columns] = obs
+    def begin(self, obs: Obs) -> None:
+        for name, part in parts_of(self.obs).items():
+            part[0] = parts_of(obs)[name]
 
     def store_decision(self, t: int, columns: slice, decision: Decision) -> None:
         if not self.arrays:
@@ -90,8 +86,9 @@ class _Memory:
         }
         self.extras = {name: part.new_empty((*self.lead, *part.shape[1:])) for name, part in decision.extras.items()}
 
-    def store_step(self, t: int, columns: slice, step: Step) -> None:
-        self.store_obs(t + 1, columns, step.obs)
+    def store_step(self, t: int, columns: slice, step: Step, crossing: Crossing) -> None:
+        before = map_obs(lambda part: part[t, columns], self.obs)
+        crossing.carry(step, before, into=map_obs(lambda part: part[t + 1, columns], self.obs))
         for name in ("reward", "terminated", "truncated"):
             self.arrays[name][t, columns] = getattr(step, name)
 
@@ -153,6 +150,10 @@ class Collector:
             bounds.append(bounds[-1] + group.num_envs)
         self.num_envs = bounds[-1]
         self._columns = [slice(low, high) for low, high in itertools.pairwise(bounds)]
+        self._crossings = [
+            Crossing(group.spec.obs, group.num_envs, device, apart=group.device.type != device.type)
+            for group in self.groups
+        ]
         self._seed = seed
         self._initial = policy.initial_state(self.num_envs)
         self._obs = self._reset()
@@ -182,7 +183,7 @@ class Collector:
         return rollout
 
     def _act(self, memory: _Memory) -> Rollout:
-        memory.store_obs(0, slice(None), self._obs)
+        memory.begin(self._obs)
         state = self._state
         self._state = {name: part.clone() for name, part in state.items()}
         numbers = range(len(self.groups))
@@ -234,7 +235,7 @@ class Collector:
         start = time.perf_counter()
         step = self.groups[number].recv()
         columns = self._columns[number]
-        memory.store_step(t, columns, step)
+        memory.store_step(t, columns, step, self._crossings[number])
         # With one group nothing else could be done meanwhile: that is the environments' time. With more it is a wait.
         self.time_split["env" if len(self.groups) == 1 else "wait"] += time.perf_counter() - start
         return _Ended(
