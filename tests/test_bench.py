@@ -27,6 +27,8 @@ from greenroom.bench.synthetic import Busy, loops_for, spin
 from greenroom.cli import main
 from greenroom.config import RunConfig
 from greenroom.errors import UserError
+from greenroom.networks import Mlp
+from greenroom.policy import PolicyConfig
 from greenroom.presets import preset
 from greenroom.training import choose_precision
 
@@ -178,6 +180,20 @@ def test_the_ratios_of_a_loop_are_those_of_its_rates() -> None:
         assert steps[way] == rates[way].steps_per_second
         assert number(share[way]) == pytest.approx(number(steps[way]) / number(steps["bound"]))
         assert len(found.slices[f"a loop: {way}"]) == TINY.repeats
+
+
+def test_both_arithmetics_are_measured_beside_what_runs_take_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RunConfig(env="cartpole", num_envs=4, rollout_length=4, device="cpu", policy=PolicyConfig(network=Mlp()))
+    monkeypatch.setattr(loops, "preset", lambda name, env: config)
+    monkeypatch.setattr(loops, "choose_precision", lambda config, device, say: "bfloat16")
+    found = loops.arithmetic(TINY)
+    ratios, chosen = (column(found.tables[0], heading) for heading in ("bfloat16 ÷ float32", "by itself"))
+    rates = {name: column(found.tables[0], name) for name in ("float32", "bfloat16")}
+    assert list(ratios) == ["paac", "atari-ppo", "atari-pqn"]
+    for name in ratios:
+        assert ratios[name] == number(rates["bfloat16"][name]) / number(rates["float32"][name])
+        assert chosen[name] == "bfloat16"
+        assert len(found.slices[f"{name}, float32"]) == TINY.repeats
 
 
 @pytest.fixture
@@ -342,7 +358,7 @@ def test_greenroom_measures_itself_in_a_process_of_its_own() -> None:
 
 
 def test_a_measurement_says_in_which_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("greenroom.machine.cpu_bf16", lambda: "avx512_bf16")
+    monkeypatch.setattr("greenroom.machine.quick_bf16", lambda: "avx512_bf16")
     own = peers._atari("paac", peers._A2C)
     said: dict[str, list[str]] = {name: [] for name in own}
     for name, config in own.items():

@@ -249,6 +249,20 @@ def test_bf16_is_told_by_the_processors_flags(tmp_path: Path, monkeypatch: pytes
     assert machine.cpu_bf16(info) is None
 
 
+def test_bf16_is_quick_where_it_does_more_a_cycle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True, raising=False)
+    info = tmp_path / "cpuinfo"
+    for vendor, flags, kind in (
+        ("GenuineIntel", "avx512_bf16 amx_bf16", "amx_bf16"),
+        ("GenuineIntel", "avx512_bf16", None),
+        ("AuthenticAMD", "avx512_bf16", "avx512_bf16"),
+        ("AuthenticAMD", "avx2", None),
+    ):
+        info.write_text(f"vendor_id\t: {vendor}\nflags\t\t: fpu {flags}\n")
+        assert machine.quick_bf16(info) == kind
+
+
 def test_tanh_is_quick_where_mkl_is_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = tmp_path / "cpuinfo"
     for vendor, mkl, quick in (

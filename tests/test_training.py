@@ -232,7 +232,7 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_precision(monkeypatch: pytest.MonkeyPatch, kind: str | None, network: Any, asked: Any, expected: str) -> None:
-    monkeypatch.setattr("greenroom.machine.cpu_bf16", lambda: kind)
+    monkeypatch.setattr("greenroom.machine.quick_bf16", lambda: kind)
     config = dataclasses.replace(BASE, policy=PolicyConfig(network=network, precision=asked))
     said: list[str] = []
     assert choose_precision(config, torch.device("cpu"), said.append) == expected

@@ -44,7 +44,11 @@ def cpu_kind(cpuinfo: Path = _CPUINFO) -> str:
 
 def quick_tanh(cpuinfo: Path = _CPUINFO) -> bool:
     """Whether torch's tanh is as quick here as its sigmoid: it is MKL's, which is slow on processors not of Intel."""
-    return torch.backends.mkl.is_available() and _cpuinfo("vendor_id", cpuinfo) == "GenuineIntel"
+    return torch.backends.mkl.is_available() and _is_intel(cpuinfo)
+
+
+def _is_intel(cpuinfo: Path) -> bool:
+    return _cpuinfo("vendor_id", cpuinfo) == "GenuineIntel"
 
 
 def available_cores() -> int:
@@ -130,6 +134,15 @@ def cpu_bf16(cpuinfo: Path = _CPUINFO) -> str | None:
         return None
     flags = (_cpuinfo("flags", cpuinfo) or _cpuinfo("Features", cpuinfo)).split()
     return next((kind for kind in ("amx_bf16", "avx512_bf16", "bf16") if kind in flags), None)
+
+
+def quick_bf16(cpuinfo: Path = _CPUINFO) -> str | None:
+    """The processor's bf16 instructions (`cpu_bf16`) if convolutions are faster by them than in float32, else None.
+
+    By Intel's `avx512_bf16`, where there is no `amx_bf16`, they are not (`greenroom bench atari` measures it).
+    """
+    kind = cpu_bf16(cpuinfo)
+    return None if kind == "avx512_bf16" and _is_intel(cpuinfo) else kind
 
 
 def gpu_names() -> list[str]:

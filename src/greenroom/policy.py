@@ -78,7 +78,7 @@ class PolicyConfig:
     initial_log_std: float = 0.0
     """Actor-critic, continuous actions: initial log standard deviation, in units of half the action range."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of convolutional networks. `auto`: bfloat16 on processors with instructions for it, else float32."""
+    """Arithmetic of convolutional networks. `auto`: bfloat16 on processors that are faster by it, else float32."""
     channels_last: Literal["auto", "on", "off"] = "auto"
     """Memory layout of convolutional weights. `auto`: on for float32 on a processor, where it pays."""
 

@@ -210,10 +210,10 @@ def choose_layout(config: RunConfig, precision: Precision, device: torch.device)
 
 
 def choose_precision(config: RunConfig, device: torch.device, say: Say) -> Precision:
-    """Arithmetic of the network. bfloat16 only for convolutions on a processor that has instructions for it."""
+    """Arithmetic of the network. bfloat16 only for convolutions on a processor that is faster by it."""
     if config.policy.precision != "auto":
         return config.policy.precision
-    kind = machine.cpu_bf16() if device.type == "cpu" else None
+    kind = machine.quick_bf16() if device.type == "cpu" else None
     if kind is None or not isinstance(config.policy.network, Nips | Nature | Impala):
         return "float32"
     say(f"precision: bfloat16 convolutions (this processor has {kind}; --precision float32 turns it off)")

@@ -11,9 +11,11 @@ from greenroom.bench.peers import Task, ask_peer, ways
 from greenroom.bench.report import Cell, Findings, Settings, Table, ratio
 from greenroom.compiling import why_not
 from greenroom.config import RunConfig
-from greenroom.measure import Rate, bound, environment, interleaved, learner, whole
+from greenroom.measure import Rate, Work, bound, environment, interleaved, learner, say_nothing, whole
 from greenroom.networks import Impala, Nature, NetworkConfig, Nips
+from greenroom.policy import Precision
 from greenroom.presets import preset
+from greenroom.training import choose_precision
 
 _PARTS = ("env", "act", "learn", "wait")
 _ENVIRONMENT, _LEARNER = "environments", "act and learn"
@@ -23,13 +25,14 @@ def atari(settings: Settings) -> Findings:
     """PAAC on Pong. On a GPU with more actors, and the larger networks too."""
     config = dataclasses.replace(preset("paac", "ALE/Pong-v5"), device=settings.device)
     if settings.device == "cpu":
-        return against_bound(
+        found, _ = against_bound(
             "Atari, PAAC (nips, 32 actors, 5 steps)",
             config,
             ways(config),
             settings,
             target="Target: `sync` ÷ bound at least 0.9.",
-        )[0]
+        )
+        return found + arithmetic(settings)
     config = dataclasses.replace(config, num_envs=256)
     found = Findings()
     networks: dict[str, NetworkConfig] = {"nips": Nips(), "nature": Nature(), "impala × 2": Impala(width=2)}
@@ -39,6 +42,36 @@ def atari(settings: Settings) -> Findings:
         goal = "Target with nips: ÷ env at least 0.9."
         found += against_bound(title, chosen, ways(chosen), settings, target=goal)[0]
     return found
+
+
+_PRECISIONS: tuple[Precision, ...] = "float32", "bfloat16"
+
+
+def arithmetic(settings: Settings) -> Findings:
+    """Acting and learning alone in either arithmetic, and which one runs take by themselves on this processor."""
+    rows: list[tuple[Cell, ...]] = []
+    slices: dict[str, tuple[float, ...]] = {}
+    for name in ("paac", "atari-ppo", "atari-pqn"):
+        config = preset(name, "ALE/Pong-v5")
+        works: dict[str, Work] = {
+            precision: learner(
+                dataclasses.replace(config, policy=dataclasses.replace(config.policy, precision=precision))
+            )
+            for precision in _PRECISIONS
+        }
+        rates = interleaved(works, seconds=settings.seconds, repeats=settings.repeats)
+        float32, bfloat16 = (rates[precision].steps_per_second for precision in _PRECISIONS)
+        chosen = choose_precision(config, torch.device("cpu"), say_nothing)
+        rows.append((name, float32, bfloat16, bfloat16 / float32, chosen))
+        slices |= {f"{name}, {precision}": rates[precision].slices for precision in _PRECISIONS}
+    table = Table(
+        title="Arithmetic of convolutions",
+        about="Acting and learning on one recorded rollout of Pong, agent steps per second; and what a run computes in "
+        "by itself (`--precision auto`).",
+        headings=("preset", *_PRECISIONS, "bfloat16 ÷ float32", "by itself"),
+        rows=tuple(rows),
+    )
+    return Findings(tables=(table,), slices=slices)
 
 
 def device(settings: Settings) -> Findings:
