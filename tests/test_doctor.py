@@ -71,12 +71,11 @@ def test_the_search_keeps_what_is_faster() -> None:
     def speed(config: RunConfig) -> float:
         found = 100.0 * (2.0 if config.threads == 1 else 1.0)
         found *= {("inline", 0): 1.0, ("workers", 4): 3.0}.get((config.stage, config.num_workers), 0.5)
-        found *= 1.3 if config.compile else 1.0
         return found * (1.2 if config.collect == "double" else 1.0)
 
     best, trials, complete = search(OWN, measured(speed), cores=4)
-    assert best == dataclasses.replace(OWN, threads=1, stage="workers", num_workers=4, collect="double", compile=True)
-    assert words(OWN, best) == "--stage workers --num-workers 4 --threads 1 --collect double --compile"
+    assert best == dataclasses.replace(OWN, threads=1, stage="workers", num_workers=4, collect="double")
+    assert words(OWN, best) == "--stage workers --num-workers 4 --threads 1 --collect double"
     assert complete
     # Everything was measured beside what it had to beat, and only once.
     assert all(trial.beat == rate(speed(trial.against)) for trial in trials)
@@ -105,12 +104,11 @@ def test_when_time_is_up_only_fewer_threads_are_tried() -> None:
     assert not complete
 
 
-def test_there_is_nothing_to_choose_for_a_device_environment_but_threads_collection_and_compiling() -> None:
+def test_there_is_nothing_to_choose_for_a_device_environment_but_threads_and_collection() -> None:
     own = dataclasses.replace(OWN, env="lost-sales", stage="auto", num_envs=7)
     _, trials, _ = search(own, measured(lambda config: 100.0), cores=4)
     assert {trial.config.stage for trial in trials} == {"auto"}
     assert {trial.config.collect for trial in trials} == {"sync"}, "an odd number of actors has no halves"
-    assert [words(trial.against, trial.config) for trial in trials] == ["--threads 1", "--threads 2", "--compile"]
 
 
 @pytest.mark.parametrize(
@@ -125,11 +123,19 @@ def test_older_weights_are_suggested_only_where_they_do_no_harm(algorithm: Any, 
 
 
 @pytest.mark.parametrize(
-    "policy", [PolicyConfig(network=Nips()), PolicyConfig(network=Mlp(), memory=Memory(memory="gru"))]
+    ("policy", "pays"),
+    [
+        (PolicyConfig(network=Mlp()), True),
+        (PolicyConfig(network=Nips()), False),
+        (PolicyConfig(network=Mlp(), memory=Memory(memory="gru")), False),
+    ],
 )
-def test_compiling_is_not_tried_where_it_does_not_pay_or_takes_minutes(policy: PolicyConfig) -> None:
-    _, trials, _ = search(dataclasses.replace(OWN, policy=policy), measured(lambda config: 100.0), cores=2)
-    assert trials and not any(trial.config.compile for trial in trials)
+def test_compiling_is_tried_where_it_may_pay_and_does_not_take_minutes(policy: PolicyConfig, pays: bool) -> None:
+    own = dataclasses.replace(OWN, policy=policy)
+    tried = [words(own, other) for other in beyond(own, 2)]
+    assert ("--compile" in tried) is pays
+    already = dataclasses.replace(own, compile=True)
+    assert all(words(already, other) for other in beyond(already, 2)), "nothing is tried twice"
 
 
 def test_atari_tries_emulator_threads() -> None:
@@ -321,8 +327,10 @@ def test_a_winner_that_was_noise_is_not_suggested(monkeypatch: pytest.MonkeyPatc
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads and processes that wait for each other may take for ever where other tests have the cores; so may g++."""
     monkeypatch.setattr(diagnosis, "available_cores", lambda: 1)
-    for kind in ("stages", "compiled"):
-        monkeypatch.setattr(f"greenroom.doctor.search.{kind}", lambda config, cores: iter(()))
+    monkeypatch.setattr("greenroom.doctor.search.stages", lambda config, cores: iter(()))
+    monkeypatch.setattr(
+        diagnosis, "beyond", lambda config, cores: (each for each in beyond(config, cores) if not each.compile)
+    )
 
 
 @pytest.mark.usefixtures("alone")

@@ -141,7 +141,8 @@ class Diagnosis:
             yield f"suggestion: {self.suggestion.words}"
             yield f"  {_promise(self.suggestion)}"
         for one in self.beyond:
-            yield f"changes learning, so it is yours to decide: {one.words}"
+            changes = "rounding" if "compile" in one.options else "learning"
+            yield f"changes {changes}, so it is yours to decide: {one.words}"
             yield f"  {_promise(one)}"
 
     def _symptoms(self) -> Iterator[Text]:

@@ -1,7 +1,7 @@
 """A small search for faster settings: one kind of setting after the other, whatever wins is kept.
 
-What is tried leaves what is learned alone, but for rounding: the same number of actors, on-policy data on-policy. What
-would change that (`beyond`) is measured, but never suggested in the same breath.
+What is tried leaves what is learned alone: the same number of actors, on-policy data on-policy. What would change that
+(`beyond`), be it in rounding, is measured, but never suggested in the same breath.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def search(
     best, trials = config, list[Trial]()
     # Threads that get into each other's way slow everything many times over: fewer are tried before anything else,
     # and in any case.
-    for kind in (fewer_threads, stages, collections, more_threads, compiled):
+    for kind in (fewer_threads, stages, collections, more_threads):
         if kind is not fewer_threads and not in_time():
             return best, trials, False
         tried = _trials(best, list(kind(best, cores)), measure)
@@ -131,18 +131,17 @@ def collections(config: RunConfig, cores: int) -> Iterator[RunConfig]:
             yield from _if_valid(config, collect=mode, lag=1)
 
 
-def compiled(config: RunConfig, cores: int) -> Iterator[RunConfig]:
-    """Compiled losses where they may pay, and where compiling does not take minutes: plain networks, no memory."""
-    if not config.compile and isinstance(config.policy.network, Mlp) and config.policy.memory.memory == "none":
-        yield replace(config, compile=True)
-
-
 def beyond(config: RunConfig, cores: int) -> Iterator[RunConfig]:
-    """Settings that may be faster and change what is learned: more actors, or rollouts from older weights."""
+    """Settings that may be faster and change what is learned: more actors, or rollouts from older weights.
+
+    And compiled losses, which change its rounding, where compiling may pay and does not take minutes.
+    """
     for factor in (2, 4):
         yield from _if_valid(config, num_envs=factor * config.num_envs)
     if config.collect != "overlap" and minds_lag(config):
         yield replace(config, collect="overlap")
+    if not config.compile and isinstance(config.policy.network, Mlp) and config.policy.memory.memory == "none":
+        yield replace(config, compile=True)
 
 
 def minds_lag(config: RunConfig) -> bool:
