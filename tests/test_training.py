@@ -23,7 +23,8 @@ from greenroom.memory import Memory
 from greenroom.networks import Mlp, Nips
 from greenroom.optim import Adam
 from greenroom.policy import PolicyConfig
-from greenroom.training import Run, choose_device, choose_layout, choose_precision, train
+from greenroom.spec import ArraySpec, Discrete, EnvSpec
+from greenroom.training import Run, choose_device, choose_layout, choose_precision, make_policy, train
 
 A2C = A2CConfig(discounting=Discounting(gamma=0.9, scale_rewards=True), optimizer=Adam(learning_rate=3e-3))
 VTRACE = VTraceConfig(discounting=Discounting(gamma=0.9), optimizer=Adam(learning_rate=3e-3))
@@ -252,3 +253,16 @@ def test_precision(monkeypatch: pytest.MonkeyPatch, kind: str | None, network: A
 def test_layout(asked: Any, precision: Any, device: str, expected: torch.memory_format) -> None:
     config = dataclasses.replace(BASE, policy=PolicyConfig(channels_last=asked))
     assert choose_layout(config, precision, torch.device(device)) == expected
+
+
+@pytest.mark.parametrize(("asked", "memory_format"), [("on", torch.channels_last), ("off", torch.contiguous_format)])
+def test_pictures_come_to_convolutions_as_their_weights_lie(asked: Any, memory_format: torch.memory_format) -> None:
+    spec = EnvSpec(name="x", obs=ArraySpec(shape=(4, 84, 84), dtype=torch.uint8), action=Discrete(n=2))
+    config = dataclasses.replace(BASE, policy=PolicyConfig(network=Nips(), channels_last=asked))
+    policy = make_policy(config, spec, torch.device("cpu"), lambda line: None)
+    first = next(part for part in policy.modules() if isinstance(part, torch.nn.Conv2d))
+    seen: list[bool] = []
+    first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous(memory_format=memory_format)))
+    policy.act(torch.zeros(3, 4, 84, 84, dtype=torch.uint8), {}, None)
+    assert first.weight.is_contiguous(memory_format=memory_format)
+    assert seen == [True]

@@ -124,11 +124,10 @@ class _ChannelsFirst(nn.Module):
 
 
 def _picture(spec: ArraySpec) -> tuple[list[nn.Module], int]:
-    """What brings a picture to `[N, C, H, W]`, and C. A last axis of at most 4 beside a longer first one is colour."""
+    """What brings a picture to `[N, C, H, W]`, and C."""
     if len(spec.shape) != 3:
         raise UserError(f"a convolutional network needs 3 axes (C, H, W), not {list(spec.shape)}; use --network mlp")
-    first, _, last = spec.shape
-    return ([_ChannelsFirst()], last) if last <= 4 < first else ([], first)
+    return ([_ChannelsFirst()], spec.shape[2]) if spec.colour_last else ([], spec.shape[0])
 
 
 def _output_size(body: nn.Module, spec: ArraySpec) -> int:
@@ -218,11 +217,6 @@ class NetworkConfig(Protocol):
         ...
 
 
-def is_image(spec: ArraySpec) -> bool:
-    """Whether an array is a picture: three axes of bytes."""
-    return len(spec.shape) == 3 and spec.dtype == torch.uint8
-
-
 class Encoder(nn.Module):
     """Features of a whole observation.
 
@@ -240,7 +234,7 @@ class Encoder(nn.Module):
         flat = network if isinstance(network, Mlp) else Mlp()
         picture = Nature() if isinstance(network, Mlp) else network
         self.names = tuple(sorted(spec))
-        built = [(picture if is_image(spec[name]) else flat).build(spec[name]) for name in self.names]
+        built = [(picture if spec[name].is_image else flat).build(spec[name]) for name in self.names]
         self.parts = nn.ModuleList([module for module, _ in built])
         self.features = sum(size for _, size in built)
 

@@ -21,6 +21,16 @@ class ArraySpec:
     stack: int = 1
     """How many consecutive frames the first axis holds, newest last: each step shifts it by `shape[0] // stack`."""
 
+    @property
+    def is_image(self) -> bool:
+        """Whether this is a picture: three axes of bytes."""
+        return len(self.shape) == 3 and self.dtype == torch.uint8
+
+    @property
+    def colour_last(self) -> bool:
+        """Whether this is a picture `(H, W, C)`: with a last axis of at most 4 beside a longer first one."""
+        return len(self.shape) == 3 and self.shape[2] <= 4 < self.shape[0]
+
 
 ObsSpec = ArraySpec | dict[str, ArraySpec]
 """One array, or a flat dict of arrays (nested Gymnasium spaces are flattened: `{"a": {"b": …}}` becomes `"a.b"`)."""

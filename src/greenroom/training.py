@@ -146,8 +146,9 @@ def make_groups(config: RunConfig, device: torch.device, say: Say) -> list[Envir
 def make_policy(config: RunConfig, spec: EnvSpec, device: torch.device, say: Say) -> Any:
     """The policy that a run teaches, with new weights, where it computes."""
     precision = choose_precision(config, device, say)
-    policy = config.algorithm.policy(config.policy, spec, precision)
-    return policy.to(device, memory_format=choose_layout(config, precision, device))
+    policy, layout = config.algorithm.policy(config.policy, spec, precision), choose_layout(config, precision, device)
+    policy.normalizer.channels_last = layout is torch.channels_last
+    return policy.to(device, memory_format=layout)
 
 
 def make_source(config: RunConfig, groups: list[Environment], policy: Policy, device: torch.device) -> Source:

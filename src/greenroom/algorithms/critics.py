@@ -16,7 +16,7 @@ from greenroom.algorithms.targets import TargetNetwork
 from greenroom.compiling import compilable
 from greenroom.continuous import ContinuousPolicy
 from greenroom.errors import UserError
-from greenroom.networks import Mlp, initialise, is_image
+from greenroom.networks import Mlp, initialise
 from greenroom.optim import Adam, OptimizerConfig, Schedule, Updater
 from greenroom.policy import Body, one_step, visible
 from greenroom.replay import ReplayConfig
@@ -36,7 +36,7 @@ class StateActionValue(nn.Module):
         settings, seen = policy.settings, visible(spec.obs)
         parts = seen if isinstance(seen, dict) else {"": seen}
         flat = isinstance(settings.network, Mlp)
-        pictures = any(is_image(part) for part in parts.values()) if isinstance(seen, dict) else not flat
+        pictures = any(part.is_image for part in parts.values()) if isinstance(seen, dict) else not flat
         self.body = Body(settings, spec.obs, policy.precision) if pictures else None
         self.names = tuple(sorted(parts))
         width = sum(math.prod(part.shape) for part in parts.values()) if self.body is None else self.body.features
