@@ -21,7 +21,7 @@ from greenroom.envs.base import Environment, Snapshotable
 from greenroom.errors import Fault, UserError
 from greenroom.policy import Actor
 from greenroom.seeding import derive, generator
-from greenroom.types import Decision, Episodes, Obs, Rollout, State, Step, cat_obs, map_obs, parts_of, restart
+from greenroom.types import Decision, Episodes, Obs, Rollout, State, Step, cat_obs, len_obs, map_obs, parts_of, restart
 
 
 class Source(Protocol):
@@ -240,22 +240,21 @@ class Collector:
         self.time_split["env" if len(self.groups) == 1 else "wait"] += time.perf_counter() - start
         return _Ended(
             obs=map_obs(lambda part: part.to(self.device, copy=True), step.final_obs),
-            state=self._restart(
-                columns, memory.arrays["terminated"][t, columns], memory.arrays["truncated"][t, columns]
-            ),
+            state=self._restart(columns, step),
             episodes=replace(step.episodes, index=step.episodes.index + columns.start),
             faults=tuple(_moved(fault, columns.start) for fault in step.faults),
         )
 
-    def _restart(self, columns: slice, terminated: Tensor, truncated: Tensor) -> State:
+    def _restart(self, columns: slice, step: Step) -> State:
         """Forget what ended episodes left in the policy's state; returns their last states."""
-        if not self._state:
-            return {}
-        cut = terminated | truncated
         state = {name: part[columns] for name, part in self._state.items()}
-        last = {name: part[cut] for name, part in state.items()}
-        fresh = restart(state, {name: part[columns] for name, part in self._initial.items()}, cut)
-        for name, part in fresh.items():
+        if not state or not len_obs(step.final_obs):
+            return {name: part[:0] for name, part in state.items()}
+        cut = step.terminated | step.truncated
+        ended = cut.nonzero().squeeze(1).to(self.device)
+        last = {name: part.index_select(0, ended) for name, part in state.items()}
+        initial = {name: part[columns] for name, part in self._initial.items()}
+        for name, part in restart(state, initial, cut.to(self.device)).items():
             self._state[name][columns] = part
         return last
 

@@ -16,7 +16,7 @@ from greenroom.memory import Memory
 from greenroom.networks import Encoder, Initialisation, Mlp, NetworkConfig, initialise
 from greenroom.normalize import ObsNormalizer
 from greenroom.spec import MASK, ActionSpec, Bounded, Discrete, EnvSpec, ObsSpec
-from greenroom.types import Decision, Obs, State, map_obs
+from greenroom.types import Decision, Obs, State, len_obs, map_obs
 
 
 class Actor(Protocol):
@@ -142,7 +142,7 @@ class Body(nn.Module):
         Returns:
             float `[L·N, features]`, and the state after each step, not yet started anew (empty without memory).
         """
-        length = len(next(iter(inputs.values())) if isinstance(inputs, dict) else inputs)
+        length = len_obs(inputs)
         features = self._encode(map_obs(lambda part: part.flatten(0, 1), inputs))
         if self.memory is None:
             return features, [{}] * length

@@ -31,6 +31,11 @@ def parts_of(obs: Obs) -> dict[str, Tensor]:
     return obs if isinstance(obs, dict) else {"": obs}
 
 
+def len_obs(obs: Obs) -> int:
+    """The length of an observation's leading axis."""
+    return len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+
+
 def cat_obs(parts: Sequence[Obs]) -> Obs:
     """Concatenate observations (at least one, all of one structure) along their leading axis."""
     first = parts[0]
@@ -148,20 +153,17 @@ class Rollout:
 
         Args:
             value: float32 `[T+1, B]`, the values of `obs`.
-            value_of: gives float32 `[N]` for N observations and their states; called on truncated episodes' last ones.
+            value_of: gives float32 `[N]` for N observations and their states; called on all last ones.
 
         Returns:
             float32 `[T, B]`. Where an episode ended by truncation, the value of its true last observation; where it
             terminated, zero (a discount of zero hides it in any case); elsewhere the value of the next observation.
         """
-        next_value = value[1:].masked_fill(self.terminated, 0.0)
-        timed_out = self.truncated & ~self.terminated
-        if bool(timed_out.any()):
-            last = timed_out[self.cut]
-            final_obs = map_obs(lambda part: part[last], self.final_obs)
-            final_state = {name: part[last] for name, part in self.final_state.items()}
-            next_value[timed_out] = value_of(final_obs, final_state).to(next_value.dtype)
-        return next_value
+        next_value = value[1:]
+        if len_obs(self.final_obs):
+            last = value_of(self.final_obs, self.final_state).to(value.dtype)
+            next_value = next_value.masked_scatter(self.cut, last)  # unlike an index, it does not wait for the device
+        return next_value.masked_fill(self.terminated, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,14 +87,14 @@ class EpisodeTracker:
 
         Args:
             reward: float `[B]`, the environment's own.
-            ended: bool `[B]`.
+            ended: bool `[B]`, here or on the processor.
             signals: float `[B]` for every declared name.
         """
         self._returns += reward
         self._lengths += 1
         for name, total in self._signals.items():
             total += signals[name]
-        index = ended.nonzero().squeeze(1)
+        index = ended.nonzero().squeeze(1).to(self._device)
         episodes = Episodes(
             index=index,
             returns=self._returns.index_select(0, index),

@@ -106,22 +106,23 @@ class DeviceEnvironment:
         self._state, self._action = transition.state, None
         terminated = self._nowhere if transition.terminated is None else transition.terminated
         ended = truncated if transition.terminated is None else truncated | terminated
-        some_ended = bool(ended.any())
         finished = ended if lost is None else ended & ~lost.to(ended.device)
         episodes = self._tracker.update(transition.reward, finished, transition.signals)
         self._tracker.forget([index for fault in faults for index in fault.restarted])
-        final_obs = map_obs(lambda part: part[:0], obs)
-        if some_ended:
-            final_obs = map_obs(lambda part: part[ended.to(self.device)], obs)
+        # Where ends are known on the device alone, these numbers are what is waited for, once a step.
+        over = episodes.index if lost is None else ended.nonzero().squeeze(1).to(self.device)
+        final_obs = map_obs(lambda part: part.index_select(0, over), obs)
+        if some_ended := len(over) > 0:
             obs = self._restart(ended)
-            self._rows.finished(episodes.index)
+            if self._looks:
+                self._rows.finished(finished)
         return Step(
             obs=obs,
             reward=transition.reward,
             terminated=terminated,
             truncated=truncated.to(self.device) if some_ended else self._nowhere,
             final_obs=final_obs,
-            episodes=dataclasses.replace(episodes, index=episodes.index.to(self.device)),
+            episodes=episodes,
             signals=transition.signals,
             faults=faults,
         )

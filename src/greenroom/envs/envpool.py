@@ -149,8 +149,9 @@ class EnvPoolEnvironment:
         final_obs = map_obs(lambda part: part[cut], obs)
         if bool((over := cut if lost is None else cut & ~lost).any()):
             obs = self._next_episodes(obs, over)
-        episodes = self._tracker.update(torch.from_numpy(score).float(), torch.from_numpy(ended), {})
-        self._rows.finished(episodes.index)
+        finished = torch.from_numpy(ended)
+        episodes = self._tracker.update(torch.from_numpy(score).float(), finished, {})
+        self._rows.finished(finished)
         self._tracker.forget([index for fault in faults for index in fault.restarted])
         return Step(
             obs=obs,

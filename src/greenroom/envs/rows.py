@@ -56,10 +56,9 @@ class Rows:
         """All have taken a step."""
         self._steps += 1
 
-    def finished(self, index: Tensor) -> None:
-        """These, int64 `[K]`, have each finished an episode."""
-        if len(index):
-            self._finished[index.cpu()] += 1
+    def finished(self, ended: Tensor) -> None:
+        """Those where bool `[B]` is true have each finished an episode."""
+        self._finished += ended.cpu()
 
     def failed(
         self,

@@ -1,0 +1,149 @@
+"""Learning on a device of its own, as on a GPU: the same bits as here, and nobody waits for it who need not."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from algorithm_settings import LENGTH, NUM_ENVS, SETTINGS
+from elsewhere import DEVICE, Elsewhere
+from greenroom import training
+from greenroom.algorithms import ALGORITHMS
+from greenroom.algorithms.actor_critic import A2CConfig
+from greenroom.algorithms.ppo import PPOConfig
+from greenroom.config import RunConfig
+from greenroom.memory import Memory
+from greenroom.networks import Mlp, Nips
+from greenroom.policy import PolicyConfig
+from greenroom.training import Run, train
+
+UPDATES = 4
+SMALL = PolicyConfig(network=Mlp(hidden=(16,)), normalize_obs=True)
+STATEFUL, REPLAYING = {"nstep-q", "nstep-sarsa", "pqn", "dqn"}, {"dqn", "sac", "td3"}
+
+
+def config(**changes: Any) -> RunConfig:
+    defaults: dict[str, Any] = {"num_envs": NUM_ENVS, "rollout_length": LENGTH, "threads": 1, "device": "cpu"}
+    return RunConfig(**defaults | {"policy": SMALL, "total_steps": 100_000} | changes)
+
+
+def learned(run: Run, updates: int = UPDATES) -> dict[str, Tensor]:
+    """The policy's tensors after some updates, and what the last one said."""
+    try:
+        progress = list(islice(train(run), updates))[-1]
+        return {**run.algorithm.policy.state_dict(), **progress.metrics}
+    finally:
+        run.close()
+
+
+def learned_there(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Tensor], list[str]]:
+    """The same by a run on the make-believe accelerator, and for what it was waited meanwhile."""
+    monkeypatch.setattr(training, "choose_device", lambda config: DEVICE)
+    with Elsewhere(monkeypatch) as accelerator:
+        run = Run(config, say=lambda line: None)
+        accelerator.waits.clear()
+        found = learned(run)
+        waits = list(accelerator.waits)
+        assert all(part.device == DEVICE for part in run.algorithm.policy.state_dict().values())
+        return {name: part.cpu() for name, part in found.items()}, waits
+
+
+def as_loaded(part: Any) -> Any:
+    """A state as a checkpoint gives it back: with all tensors here."""
+    if isinstance(part, dict):
+        return type(part)({name: as_loaded(one) for name, one in part.items()})
+    if isinstance(part, list):
+        return [as_loaded(one) for one in part]
+    return part.to("cpu", copy=True) if isinstance(part, Tensor) else part
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(part, other[name]) for name, part in one.items())
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_every_algorithm_learns_the_same_there(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    continuous = algo in ("sac", "td3")
+    task = {"env": "probe-continuous"} if continuous else {"env": "lost-sales", "env_kwargs": {"horizon": 6}}
+    chosen = config(algorithm=SETTINGS[algo], **task)
+    expected = learned(Run(chosen, say=lambda line: None))
+    found, waits = learned_there(chosen, monkeypatch)
+    assert same(found, expected)
+    # Waited is for who ended, only when somebody did (every sixth step), and only where actors carry something along;
+    # of tasks that may end at any step, at each. And a replay's frames are numbered by the processor.
+    ends = {"update"} if continuous else {"_restart"} if algo in STATEFUL else set()
+    assert {wait.split(":")[0] for wait in waits} <= ends | ({"write", "_push"} if algo in REPLAYING else set())
+    if algo in STATEFUL - REPLAYING:
+        assert len(waits) == LENGTH * UPDATES // 6
+
+
+def test_an_actor_s_answer_is_all_that_atari_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a stack's newest picture crosses, and two groups take turns."""
+    chosen = config(
+        env="ALE/Breakout-v5",
+        env_kwargs={"life_loss": "terminate", "max_num_frames_per_episode": 60},
+        num_envs=4,
+        collect="double",
+        algorithm=A2CConfig(),
+        policy=PolicyConfig(network=Nips(), precision="float32", channels_last="off"),
+    )
+    expected = learned(Run(chosen, say=lambda line: None))
+    found, waits = learned_there(chosen, monkeypatch)
+    assert same(found, expected)
+    assert set(waits) == {"_decide: action = decision.action.to(group.device)"}
+    assert len(waits) == 2 * LENGTH * UPDATES
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"env": "cartpole"},
+        {
+            "env": "gym_envs:Counter",
+            "stage": "inline",
+            "policy": PolicyConfig(network=Mlp(), memory=Memory(memory="gru")),
+        },
+        {"env": "gym_envs:stacked_cartpole", "stage": "inline"},
+    ],
+)
+def test_other_tasks_are_learned_the_same_there(task: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = config(algorithm=PPOConfig(epochs=2, minibatches=2), **task)
+    expected = learned(Run(chosen, say=lambda line: None))
+    found, waits = learned_there(chosen, monkeypatch)
+    assert same(found, expected)
+    assert len(waits) == LENGTH * UPDATES, "once a step, for who ended or for the actions"
+
+
+@pytest.mark.filterwarnings("ignore:.*to a meta parameter:UserWarning")  # a real one would not be written to
+@pytest.mark.parametrize("algo", ["ppo", "dqn"])
+def test_a_run_there_is_saved_and_resumed(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = config(env="lost-sales", env_kwargs={"horizon": 6}, algorithm=SETTINGS[algo])
+    expected = learned(Run(chosen, say=lambda line: None))
+    monkeypatch.setattr(training, "choose_device", lambda config: DEVICE)
+    with Elsewhere(monkeypatch):
+        run = Run(chosen, say=lambda line: None)
+        assert len(list(islice(train(run), UPDATES - 1))) == UPDATES - 1
+        saved = as_loaded(run.state_dict())
+        run.close()
+        again = Run(chosen, say=lambda line: None)
+        again.load_state_dict(saved)
+        found = {name: part.cpu() for name, part in learned(again, updates=1).items()}
+    assert same(found, expected)
+
+
+def test_the_accelerator_refuses_what_a_gpu_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = torch.ones(3)
+    with Elsewhere(monkeypatch) as accelerator:
+        there = torch.ones(3, device=DEVICE)
+        with pytest.raises(AssertionError, match="1 of its tensors are on the processor, 1 on the device"):
+            there + here
+        with pytest.raises(AssertionError, match="index_select"):
+            there.index_select(0, torch.tensor([1]))
+        assert torch.equal((there + 2.0 * torch.tensor(3.0)).cpu(), torch.full((3,), 7.0))
+        assert accelerator.waits == ["a test"]
+        assert there[torch.tensor([0, 2])].sum().item() == 2.0
+        assert len(accelerator.waits) == 2
