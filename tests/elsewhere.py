@@ -43,6 +43,10 @@ class _There(torch.Tensor):
         made.here = here
         return made
 
+    def tolist(self) -> Any:
+        """torch itself refuses it for other kinds of tensors than its own."""
+        return self.cpu().tolist()
+
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
@@ -82,7 +86,8 @@ class Elsewhere(TorchDispatchMode):
         )
         comes_back = name == "copy_" and not isinstance(args[0], _There)
         comes_back |= name == "_to_copy" and kwargs.get("device") is not None and not made_there
-        if there and (comes_back or masks or name in _WAITS):
+        # Of nothing no copy is made.
+        if there and ((comes_back and there[0].numel()) or masks or name in _WAITS):
             self.waits.append(_whose())
         if made_there:
             kwargs["device"] = torch.device("cpu")

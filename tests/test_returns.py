@@ -281,7 +281,7 @@ def test_bootstrap_takes_each_successor_s_true_value() -> None:
 
     found = rollout(terminated, truncated, final_obs, final_state).bootstrap(value, value_of)
     assert found.tolist() == [[4.0, 0.0, -102.0, 0.0], [8.0, 9.0, 10.0, 11.0], [0.0, -121.0, 14.0, 15.0]]
-    assert asked == [([[-102.0], [-121.0]], [[-1020.0], [-1210.0]], [2, 21])]
+    assert asked == [(final_obs.tolist(), final_state["hidden"].tolist(), final_state["count"].tolist())]
     assert value.tolist() == torch.arange(16.0).reshape(4, 4).tolist()
 
 
@@ -298,12 +298,10 @@ def test_bootstrap_of_dict_observations() -> None:
     assert found.tolist() == [[11.0, 0.0], [0.0, 22.0]]
 
 
-def test_bootstrap_asks_for_no_values_when_nothing_was_truncated() -> None:
+def test_bootstrap_asks_for_no_values_when_nothing_ended() -> None:
     def value_of(obs: Obs, state: State) -> Tensor:
         raise AssertionError
 
-    terminated = torch.tensor([[1, 0]]).bool()
-    found = rollout(terminated, terminated, torch.zeros(1, 1)).bootstrap(
-        torch.tensor([[1.0, 2.0], [3.0, 4.0]]), value_of
-    )
-    assert found.tolist() == [[0.0, 4.0]]
+    nowhere = torch.tensor([[0, 0]]).bool()
+    found = rollout(nowhere, nowhere, torch.zeros(0, 1)).bootstrap(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), value_of)
+    assert found.tolist() == [[3.0, 4.0]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -117,11 +117,16 @@ def unfinished(lost: Tensor, cut: Tensor) -> Tensor:
 
 
 def _joined(parts: list[Episodes]) -> Episodes:
+    """All of them, on the processor, where everybody reads them: waited for once, and only if there are any."""
+
+    def together(columns: Iterable[Tensor]) -> Tensor:
+        return torch.cat(list(columns)).cpu()
+
     return Episodes(
-        index=torch.cat([part.index for part in parts]),
-        returns=torch.cat([part.returns for part in parts]),
-        lengths=torch.cat([part.lengths for part in parts]),
-        signals={name: torch.cat([part.signals[name] for part in parts]) for name in parts[0].signals},
+        index=together(part.index for part in parts),
+        returns=together(part.returns for part in parts),
+        lengths=together(part.lengths for part in parts),
+        signals={name: together(part.signals[name] for part in parts) for name in parts[0].signals},
     )
 
 

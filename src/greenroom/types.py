@@ -130,7 +130,7 @@ class Rollout:
     version: int
     """Number of updates the acting weights had seen."""
     episodes: Episodes
-    """Everything that finished during these T steps."""
+    """Everything that finished during these T steps; on the processor, wherever the rest is."""
     faults: tuple[Fault, ...] = ()
     """What failed during them and was mended."""
     dropped: Tensor | None = None
