@@ -1,12 +1,14 @@
 """A make-believe accelerator: tensors that say they are on another device, and refuse what a GPU would refuse.
 
-`with Elsewhere() as accelerator:` makes the device "meta" one that computes, on this processor. What an operation needs
-must be there too, or it raises, as on a GPU; whoever makes the processor wait for the device is written down.
+`with Elsewhere(monkeypatch) as accelerator:` makes the device "meta" one that computes, on this processor. What an
+operation needs must be there too, or it raises, as on a GPU; whoever makes the processor wait for a result is written
+down. (Copies to a GPU from memory that is not pinned wait as well; these are not.)
 """
 
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,10 @@ from torch.optim import optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+import greenroom
+
 DEVICE = torch.device("meta")
+_PACKAGE = str(Path(greenroom.__file__).parent)
 _WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "item")
 """Operations after which the processor knows something that the device has computed."""
 _INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
@@ -117,7 +122,7 @@ def _wrapped(part: Any) -> Any:
 
 
 def _whose() -> str:
-    frames = [frame for frame in traceback.extract_stack() if "/greenroom/" in frame.filename]
+    frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(_PACKAGE)]
     return f"{frames[-1].name}: {frames[-1].line}" if frames else "a test"
 
 
