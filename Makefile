@@ -33,7 +33,7 @@ lint: $(TEST) ## Style, format, types and the floors that modules may import fro
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(TEST) ## Half an hour on an idle machine: ratios of speed, into docs/performance.md.
+bench: $(TEST) ## Forty minutes on an idle machine: ratios of speed, into docs/performance.md.
 	PYTHON=$(BIN)/python benchmarks/set_up.sh sb3
 	$(BIN)/greenroom bench $(or $(ARGS),atari simulators device scale doctor busy) --output docs/results/bench
 	$(BIN)/python benchmarks/page.py
