@@ -53,6 +53,8 @@ def test_batched_and_native_environments_need_no_measurement(open_stage: Any) ->
     [
         (10, 16, 4, "inline", "one X step takes 10 µs; 16 take 160 µs here, about 120 µs in 4 processes"),
         (8, 64, 2, "joint", "one X step takes 8 µs; 64 take 512 µs here, about 316 µs in 2 processes"),
+        (50, 64, 2, "joint", "one X step takes 50 µs; 64 take 3.2 ms here, about 1.7 ms in 2 processes"),
+        (70, 64, 2, "workers", "one X step takes 70 µs; 64 take 4.5 ms here, about 2.3 ms in 2 workers"),
         (1000, 16, 4, "workers", "one X step takes 1.0 ms; 16 take 16.0 ms here, about 4.1 ms in 4 workers"),
         (1000, 16, 1, "inline", "one X step takes 1.0 ms; there is one core"),
         (1000, 7, 4, "inline", "one X step takes 1.0 ms; no number of workers up to 4 divides 7 environments"),

@@ -26,7 +26,7 @@ _IN_PROCESSES = ("workers", "joint")
 _MEASURE_SECONDS = 0.4  # hard limit of the measurement; a step that takes longer is measured once
 _ENOUGH = (0.1, 200)  # seconds and steps after which a cheap environment is known well enough
 _CHEAP_SECONDS, _SEVERAL = 100e-6, 8  # a step below this is measured with so many environments
-_SHORT_SECONDS = 1e-3  # a process's share of a batch below which being woken for each would cost too much
+_SHORT_SECONDS = 2e-3  # a process's share of a batch below which being woken for each would cost too much
 _EXCHANGE_SECONDS = {"workers": (60e-6, 20e-6), "joint": (40e-6, 10e-6)}  # once a batch, and what each process adds
 _FREE = 0.5  # of each other core that `joint` would use, while the measurement had one
 _WORTH_IT = 0.7  # several processes must be expected to need less than this share of the inline time
@@ -64,7 +64,7 @@ def make(
     built once here and stepped with random actions for at most 0.4 s, and where a step takes under 100 µs, so are up to
     eight of it. Several processes are chosen if the batch is expected to take less than 70 % of its time in this one
     alone: `num_envs / num_workers` steps and the exchange, against `num_envs` steps. This process is one of them
-    (`joint`, exchange 40 µs + 10 µs a process) if a share takes less than 1 ms, unless other programs had the cores
+    (`joint`, exchange 40 µs + 10 µs a process) if a share takes less than 2 ms, unless other programs had the cores
     meanwhile; longer ones are left to workers (60 µs + 20 µs a worker), which can be told to stop and leave this
     process free.
 
