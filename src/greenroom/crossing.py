@@ -24,8 +24,7 @@ class Crossing:
     """
 
     def __init__(self, spec: ObsSpec, num_envs: int, device: torch.device, *, apart: bool) -> None:
-        parts = spec if isinstance(spec, dict) else {"": spec}
-        stacks = {name: part for name, part in parts.items() if apart and part.stack > 1}
+        stacks = {name: part for name, part in parts_of(spec).items() if apart and part.stack > 1}
         # Pinned, so that the processor need not wait for the copy.
         self._newest = {
             name: torch.empty(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from greenroom.spec import ObsSpec
-from greenroom.types import Obs
+from greenroom.types import Obs, parts_of
 
 
 class RunningMoments(nn.Module):
@@ -53,7 +53,7 @@ class ObsNormalizer(nn.Module):
         self, spec: ObsSpec, *, running: bool, clip: float = 10.0, bytes_to: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
-        parts = spec if isinstance(spec, dict) else {"": spec}
+        parts = parts_of(spec)
         self.clip, self.bytes_to = clip, bytes_to
         # A module may not be called "" nor hold a dot, hence the list.
         self.names = tuple(sorted(parts))

@@ -119,7 +119,7 @@ class Replay:
         """Memory in which nothing is remembered; what there was before is given back first."""
         self._pools, self._arrays = {}, {}
         spec, where = self._spec, self._where
-        obs = spec.obs if isinstance(spec.obs, dict) else {"": spec.obs}
+        obs = parts_of(spec.obs)
         self._pools = {
             name: FramePool(part, times=self.times, num_envs=self.num_envs, device=where) for name, part in obs.items()
         }

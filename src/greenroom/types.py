@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from greenroom.errors import Fault
 
+Part = TypeVar("Part")
 Obs = Tensor | dict[str, Tensor]
 State = dict[str, Tensor]
 """What a policy carries from step to step, `[B, ...]` each, one row per actor; empty for most policies."""
@@ -26,8 +28,8 @@ def map_obs(function: Callable[[Tensor], Tensor], obs: Obs) -> Obs:
     return function(obs)
 
 
-def parts_of(obs: Obs) -> dict[str, Tensor]:
-    """The arrays of an observation by name; "" where it is just one."""
+def parts_of(obs: Part | dict[str, Part]) -> dict[str, Part]:
+    """The arrays of an observation, or of its spec, by name; "" where it is just one."""
     return obs if isinstance(obs, dict) else {"": obs}
 
 

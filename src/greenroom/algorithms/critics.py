@@ -22,7 +22,7 @@ from greenroom.policy import Body, one_step, visible
 from greenroom.replay import ReplayConfig
 from greenroom.seeding import derive
 from greenroom.spec import ArraySpec, EnvSpec
-from greenroom.types import Obs, Rollout
+from greenroom.types import Obs, Rollout, parts_of
 
 
 class StateActionValue(nn.Module):
@@ -34,7 +34,7 @@ class StateActionValue(nn.Module):
     def __init__(self, policy: ContinuousPolicy, spec: EnvSpec) -> None:
         super().__init__()
         settings, seen = policy.settings, visible(spec.obs)
-        parts = seen if isinstance(seen, dict) else {"": seen}
+        parts = parts_of(seen)
         flat = isinstance(settings.network, Mlp)
         pictures = any(part.is_image for part in parts.values()) if isinstance(seen, dict) else not flat
         self.body = Body(settings, spec.obs, policy.precision) if pictures else None
@@ -51,7 +51,7 @@ class StateActionValue(nn.Module):
         if self.body is not None:
             seen = [self.body(one_step(inputs), {}, None)[0]]
         else:
-            parts = inputs if isinstance(inputs, dict) else {"": inputs}
+            parts = parts_of(inputs)
             seen = [parts[name].flatten(1) for name in self.names]
         value: Tensor = self.head(self.joint(torch.cat([*seen, action], dim=1)))
         return value.squeeze(-1)

@@ -196,7 +196,7 @@ class _Check:
 
     def stacks_move_on(self, course: _Course) -> None:
         """Each step moves the frames of a stack on by one; only the next episode's first observation is another."""
-        specs = self._spec.obs if isinstance(self._spec.obs, dict) else {"": self._spec.obs}
+        specs = parts_of(self._spec.obs)
         for name, spec in [(name, spec) for name, spec in specs.items() if spec.stack > 1]:
             frame = spec.shape[0] // spec.stack
             for number, (before, step) in enumerate(zip(course.shown, course.steps, strict=False)):
@@ -258,7 +258,7 @@ class _Check:
         spec = self._spec.obs
         if isinstance(obs, dict) != isinstance(spec, dict):
             raise self._broken(f"{what} is a {type(obs).__name__}, the spec says {type(spec).__name__}")
-        parts, specs = parts_of(obs), spec if isinstance(spec, dict) else {"": spec}
+        parts, specs = parts_of(obs), parts_of(spec)
         if tuple(parts) != tuple(specs):
             raise self._broken(f"{what} has the parts {tuple(parts)}, the spec has {tuple(specs)}")
         for name, part in parts.items():

@@ -353,7 +353,7 @@ class _Dead:
         if memory["began"] is None:
             memory["began"] = torch.zeros(progress.rollout.reward.shape[1], dtype=torch.int64)
         if len(ended.index):
-            memory["began"][ended.index.cpu()] = progress.env_steps // len(memory["began"])
+            memory["began"][ended.index] = progress.env_steps // len(memory["began"])
             memory["lengths"] = [*memory["lengths"], *ended.lengths.tolist()][-100:]
 
     def __call__(self, progress: Progress) -> Finding | None:
