@@ -14,11 +14,13 @@ from greenroom.optim import (
     Adam,
     FusedAdam,
     OptimizerConfig,
+    RAdam,
     RMSprop,
     RMSpropTF,
     Schedule,
     Updater,
     clip_grad_norm,
+    rectification,
 )
 
 
@@ -90,6 +92,36 @@ def test_adam_and_clipping_are_torch_s_to_the_bit() -> None:
         optimizer.step()
         reference.step()
         assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("late", [0, 2])
+def test_radam_is_torch_s_to_within_rounding(late: int) -> None:
+    """From the first updates, which have no variance yet; also where a parameter has no gradient at first, or never."""
+    source = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, dtype=torch.float64, generator=source) for shape in ((8, 4), (8,), (3, 2), (2,))]
+    ours, theirs = ([nn.Parameter(part.clone()) for part in start] for _ in range(2))
+    optimizer, reference = RAdam(eps=1e-3).build(ours), torch.optim.RAdam(theirs, eps=1e-3)
+    for update in range(20):
+        for group in (*optimizer.param_groups, *reference.param_groups):
+            group["lr"] = 0.1 / (1 + update)
+        for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            gradient = torch.randn(one.shape, dtype=torch.float64, generator=source) * 10.0 ** (update % 3 - 1)
+            absent = number == 3 or (number == 1 and update < late)
+            one.grad, other.grad = (None, None) if absent else (gradient, gradient.clone())
+        optimizer.step()
+        reference.step()
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    assert torch.equal(ours[3], start[3])
+
+
+def test_rectification_begins_at_the_sixth_update_and_ends_at_one() -> None:
+    """Liu et al. 2020 with β₂ = 0.999: ρ₆ is the first above 5; by hand, r₆ = √((ρ-4)(ρ-2)ρ∞ / ((ρ∞-4)(ρ∞-2)ρ))."""
+    assert [rectification(step, 0.999) for step in range(1, 6)] == [None] * 5
+    rho = 1999.0 - 2 * 6 * 0.999**6 / (1 - 0.999**6)
+    by_hand = math.sqrt((rho - 4) * (rho - 2) * 1999 / (1995 * 1997 * rho))
+    assert rectification(6, 0.999) == pytest.approx(by_hand, rel=1e-12)
+    assert rectification(100_000, 0.999) == pytest.approx(1.0, abs=1e-6)
 
 
 def linear(seed: int = 0) -> nn.Linear:
@@ -191,5 +223,6 @@ def test_impossible_values_are_refused(values: dict[str, float], message: str) -
     with pytest.raises(UserError, match=message):
         RMSprop(**values)  # type: ignore[arg-type]  # all of them are numbers
     if "decay" not in values:
-        with pytest.raises(UserError, match=message):
-            Adam(**values)  # type: ignore[arg-type]
+        for kind in (Adam, RAdam):
+            with pytest.raises(UserError, match=message):
+                kind(**values)  # type: ignore[arg-type]

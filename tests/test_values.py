@@ -23,7 +23,6 @@ from greenroom.maths.values import (
 )
 from greenroom.memory import Memory
 from greenroom.networks import Mlp, Nature, Nips
-from greenroom.optim import RAdam
 from greenroom.policy import PolicyConfig, one_step
 from greenroom.spec import MASK, ArraySpec, Bounded, Discrete, EnvSpec, MultiDiscrete
 from greenroom.values import Categories, Dense, Expectation, HeadConfig, QPolicy, Quantiles, ValueHead
@@ -363,16 +362,3 @@ def test_layer_normalisation_of_pictures_is_over_each_pixel_s_channels(
     torch.testing.assert_close(first.mean(1), torch.zeros_like(first[:, 0]), rtol=0, atol=1e-4)
     torch.testing.assert_close(first.var(1, correction=0), torch.ones_like(first[:, 0]), rtol=0, atol=0.05)
     assert module(picture).shape == (2, size)
-
-
-def test_radam_is_torch_s() -> None:
-    weight, other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
-    ours = RAdam(learning_rate=0.1, eps=1e-3).build([weight])
-    theirs = torch.optim.RAdam([other], lr=0.1, eps=1e-3)
-    for step in range(1, 12):
-        for param, optimizer in ((weight, ours), (other, theirs)):
-            param.grad = torch.tensor([1.0, -step, 0.1 * step])
-            optimizer.step()
-    torch.testing.assert_close(weight, other)
-    with pytest.raises(UserError, match="eps must be greater than 0"):
-        RAdam(eps=0.0)
