@@ -56,6 +56,7 @@ def victim(home: tuple[Place, Zygote], tmp_path: Path, harmed: Scenario) -> Vict
         (scenario("inline", "dqn", total_steps=SHORT), ["SIGKILL to the trainer", "SIGTERM to the trainer"]),
         (scenario("device", "sac", total_steps=SHORT), ["SIGKILL to the trainer", "SIGINT to the trainer"]),
         (scenario("workers", "ppo", "overlap", total_steps=SHORT), ["SIGKILL to the trainer", WORKER]),
+        (scenario("joint", "ppo", total_steps=SHORT), [WORKER]),
     ],
     ids=lambda value: value.name if isinstance(value, Scenario) else "",
 )
@@ -79,6 +80,7 @@ def test_a_disk_that_refuses_and_bits_that_flip(home: tuple[Place, Zygote], tmp_
 def test_the_table_names_every_algorithm_on_every_stage_and_every_mode() -> None:
     found = {(one.stage, one.algo) for one in every()}
     assert found >= {(stage, algo) for stage in ("inline", "workers", "device") for algo in ALGORITHMS}
+    assert {stage for stage, _ in found} == {"inline", "workers", "joint", "device", "native"}
     assert {one.config.collect for one in every()} == {"sync", "double", "overlap"}
     assert {one.name for one in chosen(["workers dqn", "native"])} == {
         "workers, dqn, sync",

@@ -23,7 +23,7 @@ from faults import harm, page
 from faults.environments import mishaps
 from faults.kills import Start, Victim, torment
 from faults.processes import Place, Trainer, Zygote, command_line
-from faults.scenarios import Scenario, chosen
+from faults.scenarios import IN_PROCESSES, Scenario, chosen
 from faults.soak import soak
 
 FAULTS = (
@@ -112,7 +112,7 @@ class Suite:
         if not share:
             return
         faults = [FAULTS[self._rng.randrange(len(FAULTS))] for _ in range(share)]
-        if scenario.stage == "workers":
+        if scenario.stage in IN_PROCESSES:
             faults[2::3] = ["SIGKILL to a worker"] * len(faults[2::3])
 
         def act(victim: Victim) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from faults.leaky import Leaky
 from faults.processes import Failure, Place
+from faults.scenarios import IN_PROCESSES
 from greenroom.envs import make
 from greenroom.envs.base import Environment, Stage
 from greenroom.envs.device import DEVICE_ENVIRONMENTS
@@ -32,9 +33,11 @@ FAULTS = {
     "hang": f"a step hangs, limit {LIMIT:g} s",
 }
 """Of `flaky.Flaky`, and what people call them."""
+_SURVIVABLE = tuple(name for name in FAULTS if name not in ("exit", "hang"))
 POSSIBLE: dict[Stage, tuple[str, ...]] = {
-    "inline": tuple(name for name in FAULTS if name not in ("exit", "hang")),  # nothing could survive them
+    "inline": _SURVIVABLE,  # by this very process
     "workers": tuple(FAULTS),
+    "joint": _SURVIVABLE,
     "device": ("nan", "reward"),  # all that can happen to a single row
 }
 """Of which stage which of them can be told."""
@@ -123,7 +126,7 @@ def _made(
         "leaky" if stage == "device" else "faults.flaky:Flaky",
         num_envs=_ENVS,
         stage=stage,
-        num_workers=2 if stage == "workers" else None,
+        num_workers=2 if stage in IN_PROCESSES else None,
         kwargs={"fault": fault, "chance": 0.01, "log": str(log)},
         faults=faults,
         say=lambda line: None,

@@ -1,4 +1,4 @@
-"""What is trained while it is being harmed: every algorithm on every stage, each a second or two from start to end."""
+"""What is trained while it is being harmed: a second or two from start to end."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from greenroom.replay import ReplayConfig
 
 Collect = Literal["sync", "double", "overlap"]
 
+IN_PROCESSES = ("workers", "joint")
+"""Stages with processes besides the trainer's, here two in all or one."""
 CONTINUOUS = ("sac", "td3")
 """Algorithms for bounded actions; the others get discrete ones."""
 MODES: tuple[tuple[str, str, Collect], ...] = (
@@ -24,12 +26,16 @@ MODES: tuple[tuple[str, str, Collect], ...] = (
     ("workers", "ppo", "double"),
     ("workers", "dqn", "overlap"),
     ("device", "ppo", "overlap"),
+    ("joint", "ppo", "sync"),
+    ("joint", "dqn", "overlap"),
 )
-"""Stage, algorithm and collection mode besides the synchronous one."""
+"""Stage, algorithm and collection mode besides every algorithm, collecting in turn with learning, on `STAGES`."""
+STAGES = ("inline", "workers", "device")
 
 _ENVIRONMENTS: dict[str, tuple[str, str]] = {
     "inline": ("CartPole-v1", "Pendulum-v1"),
     "workers": ("CartPole-v1", "Pendulum-v1"),
+    "joint": ("CartPole-v1", "Pendulum-v1"),
     "device": ("cartpole", "probe-continuous"),
 }
 """By stage: with discrete actions, with continuous ones."""
@@ -80,7 +86,7 @@ def scenario(stage: str, algo: str, collect: Collect = "sync", *, total_steps: i
     config = RunConfig(
         env=env,
         num_envs=8,
-        num_workers=2 if stage == "workers" else 0,
+        num_workers=2 if stage in IN_PROCESSES else 0,
         stage=stage,  # type: ignore[arg-type]  # a key of the table above
         collect=collect,
         rollout_length=4,
@@ -119,7 +125,7 @@ def native(env: str) -> Scenario:
 
 def every() -> Iterator[Scenario]:
     """All of them."""
-    for stage in _ENVIRONMENTS:
+    for stage in STAGES:
         for algo in ALGORITHMS:
             yield scenario(stage, algo)
     for stage, algo, collect in MODES:
