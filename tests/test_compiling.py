@@ -15,7 +15,7 @@ from algorithm_settings import LENGTH, NUM_ENVS, SETTINGS
 from greenroom.algorithms import Algorithm, AlgorithmConfig
 from greenroom.algorithms.check import check_algorithm, synthetic_rollout
 from greenroom.algorithms.ppo import PPO, PPOConfig
-from greenroom.compiling import compilable, compile_marked
+from greenroom.compiling import CompiledActor, compilable, compile_marked
 from greenroom.config import RunConfig
 from greenroom.errors import UserError
 from greenroom.networks import Mlp
@@ -69,6 +69,30 @@ def test_every_algorithm_learns_the_same_compiled(algo: str) -> None:
     eager, compiled = (learned(config, spec_for(algo)) for config in (SETTINGS[algo], Compiled(SETTINGS[algo])))
     for one, other in zip(eager, compiled, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("algo", ["ppo", "dqn", "sac"])
+def test_a_policy_acts_the_same_compiled(algo: str) -> None:
+    """One of each kind of policy: by the same draws, after updates, for another number of rows, and greedily."""
+    spec = spec_for(algo)
+    policy = SETTINGS[algo].policy(SMALL, spec, "float32")
+    compiled = CompiledActor(policy)
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    for rows, drawn in ((5, True), (5, True), (8, True), (8, False)):
+        obs, state = torch.randn(rows, 3), policy.initial_state(rows)
+        assert compiled.initial_state(rows).keys() == state.keys()
+        one, other = (
+            actor.act(obs, state, source if drawn else None)
+            for actor, source in zip((policy, compiled), generators, strict=True)
+        )
+        torch.testing.assert_close(one.action, other.action)
+        torch.testing.assert_close(one.extras, other.extras)
+        assert not any(part.requires_grad for part in other.extras.values())
+        with torch.no_grad():
+            for param in policy.parameters():
+                param.add_(0.1)
+    assert torch.equal(*(source.get_state() for source in generators))
 
 
 @needs_compiler

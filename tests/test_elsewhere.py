@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import islice
 from typing import Any
 
@@ -96,6 +97,23 @@ def test_an_actor_s_answer_is_all_that_atari_waits_for(monkeypatch: pytest.Monke
     found, waits = learned_there(chosen, monkeypatch)
     assert same(found, expected)
     assert waits == ["_decide: action = decision.action.to(group.device)"] * (2 * LENGTH * UPDATES)
+
+
+@pytest.mark.parametrize("collect", ["sync", "double"])
+def test_there_acting_is_compiled_as_well(collect: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is handed to torch, which cannot compile for a make-believe device: the loss, and how the policy acts."""
+    chosen = config(env="cartpole", algorithm=PPOConfig(epochs=2, minibatches=2), collect=collect)
+    expected = learned(Run(chosen, say=lambda line: None))
+    handed: list[str] = []
+
+    def taken(function: Any, **_: Any) -> Any:
+        handed.append(function.__name__)
+        return function
+
+    monkeypatch.setattr(torch, "compile", taken)
+    found, _ = learned_there(dataclasses.replace(chosen, compile=True), monkeypatch)
+    assert same(found, expected)
+    assert handed == ["<lambda>", "_loss", "act"]
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,22 @@
 """`--compile`: marked methods go through torch.compile, which makes one kernel of many small operations.
 
 What an algorithm marks is the way from a batch to its loss, of which torch then compiles the backward pass as well.
-Acting, targets and optimisers stay as they are. Compiled arithmetic rounds differently, and repeats bit for bit.
+Where every operation is a kernel to launch, acting is compiled too, but for its draws; a processor gains nothing by it.
+Targets and optimisers stay as they are. Compiled arithmetic rounds differently, and repeats bit for bit.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from types import FunctionType, MethodType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from greenroom.errors import UserError
+from greenroom.policy import Actor
+from greenroom.types import Decision, Obs, State
 
 _MARK = "greenroom_compilable"
 F = TypeVar("F", bound=Callable[..., object])
@@ -45,8 +49,34 @@ def compile_marked(algorithm: object, device: torch.device) -> None:
             "(g++ or clang++), on a GPU triton. Leave --compile out, or install them"
         )
     for owner, name in found:
-        # Sizes as variables: batches of any number of rows, and a resumed run's, then go through the same kernels.
-        setattr(owner, name, torch.compile(_own_copy(getattr(owner, name)), dynamic=True))
+        setattr(owner, name, _compiled(getattr(owner, name)))
+
+
+class CompiledActor:
+    """A policy that acts compiled; its weights stay the policy's own.
+
+    Args:
+        policy: whose `act` may be decorated with `torch.no_grad()` and with nothing else.
+    """
+
+    def __init__(self, policy: Actor) -> None:
+        self._policy = policy
+        # Without its decorator, whose code all policies share.
+        self._act: Callable[..., Decision] = _compiled(MethodType(inspect.unwrap(type(policy).act), policy))
+
+    def initial_state(self, num_envs: int) -> State:
+        """The policy's."""
+        return self._policy.initial_state(num_envs)
+
+    @torch.no_grad()
+    def act(self, obs: Obs, state: State, generator: torch.Generator | None) -> Decision:
+        """The policy's decision, to within rounding, by the same draws."""
+        return self._act(obs, state, generator)
+
+
+def _compiled(method: MethodType) -> Callable[..., Any]:
+    # Sizes as variables: batches of any number of rows, and a resumed run's, then go through the same kernels.
+    return torch.compile(_own_copy(method), dynamic=True)
 
 
 def _marked(owner: object) -> Iterator[tuple[object, str]]:

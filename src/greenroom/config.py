@@ -72,7 +72,8 @@ class RunConfig:
     threads: int = 0
     """CPU threads of tensor operations; 0: one where a gradient step has little to compute, else up to one a core."""
     compile: bool = False
-    """Compile the losses: small networks learn faster, after some ten to thirty seconds. Needs a C++ compiler."""
+    """Compile the losses (on a GPU acting too): small networks learn faster, after some ten to thirty seconds. Needs a
+    C++ compiler, on a GPU triton."""
     algorithm: AlgorithmConfig = field(default_factory=PPOConfig)
     """The learning algorithm."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)

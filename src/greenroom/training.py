@@ -10,7 +10,7 @@ import torch
 
 from greenroom import envs, machine
 from greenroom.acting import Collector, Source
-from greenroom.compiling import compile_marked
+from greenroom.compiling import CompiledActor, compile_marked
 from greenroom.config import RunConfig
 from greenroom.envs.base import Environment
 from greenroom.errors import UserError
@@ -157,7 +157,7 @@ def make_source(config: RunConfig, groups: list[Environment], policy: Policy, de
     def collector(acting: Policy, memories: int = 1) -> Collector:
         return Collector(
             groups,
-            acting,
+            CompiledActor(acting) if config.compile and device.type != "cpu" else acting,
             rollout_length=config.rollout_length,
             seed=config.seed,
             device=device,
