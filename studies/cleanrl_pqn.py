@@ -4,7 +4,8 @@
     python studies/cleanrl_pqn.py evaluate RUN --episodes 30 --seed 1000 --json
 
 After CleanRL's `pqn_atari_envpool.py` (Huang et al. 2022), with the network, number of actors and settings of
-greenroom's preset `atari-pqn`, so that the loop is what differs. The evaluation is greenroom's, off the clock.
+greenroom's preset `atari-pqn` (whose learning rate does not fall), so that the loop is what differs. The evaluation is
+greenroom's, off the clock.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from torch import Tensor, nn
 
 from greenroom.seeding import derive
 from greenroom.types import Decision, Obs, State
-from pong_race import GAME, LOOK_EPISODES, POINTS
+from pong_race import EXPLORING, GAME, LOOK_EPISODES, POINTS
 from rivals import append, play, verbs
 
 B, T, EPOCHS, MINIBATCHES = 64, 32, 2, 32
 GAMMA, LAMBDA, LEARNING_RATE, MAX_GRAD_NORM = 0.99, 0.65, 5e-4, 10.0
-EPSILON_FINAL, EPSILON_FRACTION = 0.001, 0.1
+EPSILON_FINAL = 0.001
 
 
 def layer(module: nn.Linear | nn.Conv2d) -> nn.Module:
@@ -92,10 +93,9 @@ def train(seed: int, total_steps: int, run: Path) -> None:
     updates, steps, seconds, begun = total_steps // (T * B), 0, 0.0, time.perf_counter()
 
     for update in range(1, updates + 1):
-        optimizer.param_groups[0]["lr"] = (1 - (update - 1) / updates) * LEARNING_RATE
         for t in range(T):
             steps += B
-            epsilon = max(EPSILON_FINAL, 1 - (1 - EPSILON_FINAL) * steps / (EPSILON_FRACTION * total_steps))
+            epsilon = max(EPSILON_FINAL, 1 - (1 - EPSILON_FINAL) * steps / (EXPLORING * total_steps))
             obs[t] = now
             with torch.no_grad():
                 best[t], choice = network(now).max(1)

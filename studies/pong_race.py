@@ -19,12 +19,13 @@ from time_to_beat import first_and_for_good
 GAME, WANTED = "ALE/Pong-v5", 18.0
 TOTAL_STEPS, POINTS, LOOK_EPISODES = 1_000_000, 20, 8
 """Agent steps of a run, its evaluations on the way, and the games of each."""
-ANNEALED = ("--anneal",)
-"""The learning rate falls to zero, as in CleanRL's. At the preset's own, some runs had fallen back after a million."""
+EXPLORING = 0.4
+"""Of a run: 400 000 steps until all actors are greedy, as many as the preset's study of four million gives them."""
 
 
 def trials_of(chosen: Options) -> list[Trial]:
     every = str((chosen.total_steps or TOTAL_STEPS) // POINTS)
+    explores = ("--epsilon-fraction", str(EXPLORING))
     own = [
         greenroom_trial(
             chosen,
@@ -34,7 +35,7 @@ def trials_of(chosen: Options) -> list[Trial]:
             seed=seed,
             run=chosen.run("greenroom", seed),
             total_steps=TOTAL_STEPS,
-            settings=("--preset", "atari-pqn", *ANNEALED, "--eval-every", every, "--eval-episodes", str(LOOK_EPISODES)),
+            settings=("--preset", "atari-pqn", *explores, "--eval-every", every, "--eval-episodes", str(LOOK_EPISODES)),
         )
         for seed in chosen.seeds
     ]
