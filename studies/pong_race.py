@@ -92,7 +92,11 @@ def main() -> None:
         method: [{**record, "curve": record["evaluations"]} for record in seeds]
         for (_, method), seeds in group(records).items()
     }
-    plot_curves(chosen.out / "curves.png", [Panel(title=GAME, groups=groups, landmarks={"wanted": WANTED})])
+    plot_curves(
+        chosen.out / "curves.png",
+        [Panel(title=GAME, groups=groups, landmarks={"wanted": WANTED})],
+        score=f"return of {LOOK_EPISODES} greedy games",
+    )
 
 
 if __name__ == "__main__":
