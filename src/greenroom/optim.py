@@ -55,9 +55,7 @@ class FusedAdam(torch.optim.Adam):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # no closures
         """One update of all parameters that have a gradient."""
         assert closure is None
-        (group,) = self.param_groups
-        params = [p for p in group["params"] if p.grad is not None]
-        slots = [self.state[p] for p in params]
+        group, params, slots = _due(self)
         if not all(slots):
             super().step()  # which fills them
             return
@@ -81,9 +79,7 @@ class FusedRAdam(torch.optim.RAdam):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # no closures
         """One update of all parameters that have a gradient."""
         assert closure is None
-        (group,) = self.param_groups
-        params = [p for p in group["params"] if p.grad is not None]
-        slots = [self.state[p] for p in params]
+        group, params, slots = _due(self)
         done = {int(slot["step"]) if slot else 0 for slot in slots}
         r = rectification(min(done, default=0) + 1, group["betas"][1])
         if len(done) != 1 or r is None:
@@ -96,6 +92,13 @@ class FusedRAdam(torch.optim.RAdam):
         there = [torch.full((), float(count), device=params[0].device)] * len(params)
         eps = group["eps"] / math.sqrt(1.0 - group["betas"][1] ** count)
         _adam(group, params, slots, there, lr=group["lr"] * r, eps=eps)
+
+
+def _due(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], list[Tensor], list[dict[str, Tensor]]]:
+    """The only group, its parameters that have a gradient, and what is kept of each (at first nothing)."""
+    (group,) = optimizer.param_groups
+    params = [p for p in group["params"] if p.grad is not None]
+    return group, params, [optimizer.state[p] for p in params]
 
 
 def rectification(step: int, beta2: float) -> float | None:

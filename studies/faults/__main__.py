@@ -23,8 +23,9 @@ from faults import harm, page
 from faults.environments import mishaps
 from faults.kills import Start, Victim, torment
 from faults.processes import Place, Trainer, Zygote, command_line
-from faults.scenarios import IN_PROCESSES, Scenario, chosen
+from faults.scenarios import Scenario, chosen
 from faults.soak import soak
+from greenroom.envs.choose import IN_PROCESSES
 
 FAULTS = (
     "SIGKILL to the trainer",

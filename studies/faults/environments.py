@@ -12,9 +12,9 @@ import torch
 
 from faults.leaky import Leaky
 from faults.processes import Failure, Place
-from faults.scenarios import IN_PROCESSES
 from greenroom.envs import make
 from greenroom.envs.base import Environment, Stage
+from greenroom.envs.choose import IN_PROCESSES
 from greenroom.envs.device import DEVICE_ENVIRONMENTS
 from greenroom.envs.faults import FaultConfig
 from greenroom.errors import EnvironmentFault, Fault

@@ -10,17 +10,17 @@ from typing import Any, Literal
 from greenroom.algorithms import ALGORITHMS, AlgorithmConfig
 from greenroom.algorithms.replaying import Drawing
 from greenroom.config import RunConfig
+from greenroom.envs.base import Stage
+from greenroom.envs.choose import IN_PROCESSES
 from greenroom.networks import Mlp, Nips
 from greenroom.policy import PolicyConfig
 from greenroom.replay import ReplayConfig
 
 Collect = Literal["sync", "double", "overlap"]
 
-IN_PROCESSES = ("workers", "joint")
-"""Stages with processes besides the trainer's, here two in all or one."""
 CONTINUOUS = ("sac", "td3")
 """Algorithms for bounded actions; the others get discrete ones."""
-MODES: tuple[tuple[str, str, Collect], ...] = (
+MODES: tuple[tuple[Stage, str, Collect], ...] = (
     ("inline", "a2c", "overlap"),
     ("inline", "ppo", "double"),
     ("workers", "ppo", "double"),
@@ -30,15 +30,10 @@ MODES: tuple[tuple[str, str, Collect], ...] = (
     ("joint", "dqn", "overlap"),
 )
 """Stage, algorithm and collection mode besides every algorithm, collecting in turn with learning, on `STAGES`."""
-STAGES = ("inline", "workers", "device")
+STAGES: tuple[Stage, ...] = ("inline", "workers", "device")
 
-_ENVIRONMENTS: dict[str, tuple[str, str]] = {
-    "inline": ("CartPole-v1", "Pendulum-v1"),
-    "workers": ("CartPole-v1", "Pendulum-v1"),
-    "joint": ("CartPole-v1", "Pendulum-v1"),
-    "device": ("cartpole", "probe-continuous"),
-}
-"""By stage: with discrete actions, with continuous ones."""
+_GYMNASIUM, _TENSORS = ("CartPole-v1", "Pendulum-v1"), ("cartpole", "probe-continuous")
+"""Environments with discrete actions, with continuous ones."""
 _SMALL: dict[str, Any] = {
     "epochs": 2,
     "minibatches": 2,
@@ -80,14 +75,14 @@ def small(algo: str, kind: type[AlgorithmConfig]) -> AlgorithmConfig:
     return made
 
 
-def scenario(stage: str, algo: str, collect: Collect = "sync", *, total_steps: int = 2048) -> Scenario:
+def scenario(stage: Stage, algo: str, collect: Collect = "sync", *, total_steps: int = 2048) -> Scenario:
     """Updates of 32 steps, a checkpoint every three of them, four evaluations."""
-    env = _ENVIRONMENTS[stage][algo in CONTINUOUS]
+    env = (_TENSORS if stage == "device" else _GYMNASIUM)[algo in CONTINUOUS]
     config = RunConfig(
         env=env,
         num_envs=8,
         num_workers=2 if stage in IN_PROCESSES else 0,
-        stage=stage,  # type: ignore[arg-type]  # a key of the table above
+        stage=stage,
         collect=collect,
         rollout_length=4,
         total_steps=total_steps,

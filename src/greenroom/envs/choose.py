@@ -21,7 +21,7 @@ from greenroom.errors import UserError, nearest
 from greenroom.machine import FreeCores, available_cores
 
 _STAGES: tuple[Stage, ...] = get_args(Stage)
-_IN_PROCESSES = ("workers", "joint")
+IN_PROCESSES = ("workers", "joint")
 
 _MEASURE_SECONDS = 0.4  # hard limit of the measurement; a step that takes longer is measured once
 _ENOUGH = (0.1, 200)  # seconds and steps after which a cheap environment is known well enough
@@ -43,7 +43,7 @@ class Choice:
     @property
     def title(self) -> str:
         """What people call it."""
-        return f"{self.stage} × {self.num_workers}" if self.stage in _IN_PROCESSES else self.stage
+        return f"{self.stage} × {self.num_workers}" if self.stage in IN_PROCESSES else self.stage
 
 
 def make(
@@ -136,7 +136,7 @@ def choose(env: Source, num_envs: int, stage: Stage, num_workers: int | None, kw
         return Choice(stage=best.stage, reason=best.reason, num_workers=num_workers or 0)
     if best and best.stage == "device" and stage != "device":
         raise UserError(f"{env!r} is a device environment; use --stage device or auto, not {stage}")
-    if stage in _IN_PROCESSES or (stage == "auto" and num_workers is not None):
+    if stage in IN_PROCESSES or (stage == "auto" and num_workers is not None):
         asked = num_workers or largest_divisor(num_envs, available_cores())
         return Choice(stage="workers" if stage == "auto" else stage, reason="as asked", num_workers=asked)
     if stage != "auto":
@@ -247,7 +247,7 @@ def _build(
         from greenroom.envs.inline import InlineEnvironment
 
         return InlineEnvironment(env, num_envs=num_envs, kwargs=kwargs, faults=faults)
-    if choice.stage in _IN_PROCESSES:
+    if choice.stage in IN_PROCESSES:
         from greenroom.envs.workers import WorkersEnvironment
 
         return WorkersEnvironment(
