@@ -313,8 +313,13 @@ class Updater:
         self.optimizer.state.clear()
         for name, param in self.named:
             if name in state["slots"]:
-                # A slot of the parameter's shape also takes its device and memory layout; counters stay as they are.
                 self.optimizer.state[param] = {
-                    key: torch.empty_like(param).copy_(value) if value.shape == param.shape else value.clone()
-                    for key, value in state["slots"][name].items()
+                    key: self._slot(param, value) for key, value in state["slots"][name].items()
                 }
+
+    def _slot(self, param: torch.nn.Parameter, saved: Tensor) -> Tensor:
+        """A slot of the parameter's shape takes its device and memory layout too; a counter is where torch puts it."""
+        if saved.shape == param.shape:
+            return torch.empty_like(param).copy_(saved)
+        # A fused kernel reads it on the parameter's device, the others on the processor.
+        return saved.to(param.device, copy=True) if self.optimizer.defaults.get("fused") else saved.clone()
