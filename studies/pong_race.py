@@ -1,8 +1,8 @@
-"""How soon Pong is played at 18 points and more, on the clock: greenroom's `atari-pqn`, and PQN in CleanRL's style.
+"""How soon Pong is played at 18 points and more, on the clock: greenroom beside other frameworks' loops.
 
-Both learn by the same algorithm with the same settings, network and number of actors; both are looked at equally often,
-on the same games, off the clock. Run it on an idle machine, one run for each core at most
-(`--jobs 2 --train-args='--threads 1'`).
+Two pairs: `atari-pqn` beside PQN in CleanRL's style, `atari-ppo` beside Stable-Baselines3's PPO. Both of a pair learn
+by the same algorithm with the same settings, network and number of actors; all are looked at equally often, on the same
+games, off the clock. Run it on an idle machine, one run for each core at most (`--jobs 2 --train-args='--threads 1'`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from harness import Options, Record, Trial, evaluations_of, greenroom_trial, options, parser, run_trials, script_trial
+from harness import (
+    SB3,
+    Options,
+    Record,
+    Trial,
+    evaluations_of,
+    greenroom_trial,
+    options,
+    parser,
+    run_trials,
+    script_trial,
+)
 from lost_sales_race import times
 from report import Panel, Scores, group, plot_curves, write_table
 from time_to_beat import first_and_for_good
@@ -20,37 +31,44 @@ GAME, WANTED = "ALE/Pong-v5", 18.0
 TOTAL_STEPS, POINTS, LOOK_EPISODES = 1_000_000, 20, 8
 """Agent steps of a run, its evaluations on the way, and the games of each."""
 EXPLORING = 0.4
-"""Of a run: 400 000 steps until all actors are greedy, as many as the preset's study of four million gives them."""
+"""Of a run of PQN: 400 000 steps until all actors are greedy, as many as the preset's study of four million gives."""
 
 
 def trials_of(chosen: Options) -> list[Trial]:
-    every = str((chosen.total_steps or TOTAL_STEPS) // POINTS)
-    explores = ("--epsilon-fraction", str(EXPLORING))
-    own = [
-        greenroom_trial(
-            chosen,
-            task=GAME,
-            env=GAME,
-            method="greenroom",
-            seed=seed,
-            run=chosen.run("greenroom", seed),
-            total_steps=TOTAL_STEPS,
-            settings=("--preset", "atari-pqn", *explores, "--eval-every", every, "--eval-episodes", str(LOOK_EPISODES)),
-        )
-        for seed in chosen.seeds
+    pqn = ("--preset", "atari-pqn", "--epsilon-fraction", str(EXPLORING))
+    ppo = ("--preset", "atari-ppo", "--no-anneal")  # the preset's rate falls to zero, but a race asks how soon
+    return [
+        *(own(chosen, "PQN greenroom", "greenroom", seed, pqn) for seed in chosen.seeds),
+        *(peer(chosen, "PQN CleanRL-style loop", "cleanrl", seed, "cleanrl_pqn.py") for seed in chosen.seeds),
+        *(own(chosen, "PPO greenroom", "greenroom-ppo", seed, ppo) for seed in chosen.seeds),
+        *(peer(chosen, f"PPO {SB3}", "sb3-ppo", seed, "sb3_pong.py") for seed in chosen.seeds),
     ]
-    return own + [peer_trial(chosen, seed) for seed in chosen.seeds]
 
 
-def peer_trial(chosen: Options, seed: int) -> Trial:
-    """The same by the loop in CleanRL's style."""
+def own(chosen: Options, method: str, name: str, seed: int, settings: Sequence[str]) -> Trial:
+    """greenroom's; its run folder begins with `name`."""
+    every = str((chosen.total_steps or TOTAL_STEPS) // POINTS)
+    return greenroom_trial(
+        chosen,
+        task=GAME,
+        env=GAME,
+        method=method,
+        seed=seed,
+        run=chosen.run(name, seed),
+        total_steps=TOTAL_STEPS,
+        settings=(*settings, "--eval-every", every, "--eval-episodes", str(LOOK_EPISODES)),
+    )
+
+
+def peer(chosen: Options, method: str, name: str, seed: int, script: str) -> Trial:
+    """The same by somebody else's loop, in `studies/`."""
     return script_trial(
         chosen,
-        script="studies/cleanrl_pqn.py",
+        script=f"studies/{script}",
         task=GAME,
-        method="CleanRL-style loop",
+        method=method,
         seed=seed,
-        run=chosen.run("cleanrl", seed),
+        run=chosen.run(name, seed),
         total_steps=TOTAL_STEPS,
     )
 
@@ -78,11 +96,12 @@ def main() -> None:
         chosen,
         title="Pong: how soon it is played at 18",
         explanation=(
-            f"{GAME}. Seconds of collecting and learning at the first greedy evaluation ({LOOK_EPISODES} games) of at "
-            f"least {WANTED:g}, and at the first from which on all are: median over seeds, and their range. Then the "
-            f"return after training ({chosen.episodes} games; mean ± standard deviation over seeds) and agent steps "
-            f"per second. A run is looked at {POINTS} times, so that it may have been there a twentieth of its seconds "
-            "earlier."
+            f"{GAME}, learned by PQN and by PPO, each with the same settings on both sides. Seconds of collecting and "
+            f"learning at the first greedy evaluation ({LOOK_EPISODES} games) of at least {WANTED:g}, and at the first "
+            "from which on all are: median over seeds, and their range. Then the return after training "
+            f"({chosen.episodes} games; mean ± standard deviation over seeds) and agent steps per second. A run is "
+            f"looked at {POINTS} times, so that it may have been there a twentieth of its seconds earlier. PPO's "
+            "learning rate stays as it is."
         ),
         headings=["learner", "seeds", f"at {WANTED:g}", "for good", "in the end", "steps/s"],
         rows=rows_of(records),

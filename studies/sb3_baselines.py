@@ -93,14 +93,11 @@ def train(task: str, algo: str, seed: int, total_steps: int | None, run: Path) -
     (run / "run.json").write_text(json.dumps({"task": task, "algo": algo, "seed": seed, "total_steps": steps}) + "\n")
 
 
-class Trained:
-    """A trained model with its frozen observation normaliser, as a policy that greenroom can evaluate."""
+class Player:
+    """A model, with its frozen observation normaliser if it has one, as a policy that greenroom can evaluate."""
 
-    def __init__(self, folder: Path, algo: str, environments: VecEnv) -> None:
-        self._model = ALGORITHMS[algo].load(folder / "model.zip", device="cpu")
-        normalizer = folder / "normalizer.pkl"
-        # Loading wants environments to wrap; only `normalize_obs` is used, and nothing updates its statistics.
-        self._normalizer = VecNormalize.load(str(normalizer), environments) if normalizer.exists() else None
+    def __init__(self, model: Any, normalizer: VecNormalize | None = None) -> None:
+        self._model, self._normalizer = model, normalizer
 
     def initial_state(self, num_envs: int) -> State:
         """Nothing, or the zeros of the LSTM: `[num_envs, layers, size]`."""
@@ -121,10 +118,17 @@ class Trained:
         return Decision(action=torch.as_tensor(action), extras={}, state=dict(zip(state, states, strict=True)))
 
 
+def trained(folder: Path, algo: str, environments: VecEnv) -> Player:
+    """A kept model. Loading a normaliser wants environments to wrap; nothing updates its statistics."""
+    normalizer = folder / "normalizer.pkl"
+    model = ALGORITHMS[algo].load(folder / "model.zip", device="cpu")
+    return Player(model, VecNormalize.load(str(normalizer), environments) if normalizer.exists() else None)
+
+
 def evaluate_run(run: Path, episodes: int, seed: int) -> dict[str, Any]:
     """Play the episodes that `greenroom evaluate` plays for the same task, number and seed, with the best actions."""
     about = json.loads((run / "run.json").read_text())
-    policy = Trained(run, about["algo"], DummyVecEnv([Factory(env=about["task"]).build]))
+    policy = trained(run, about["algo"], DummyVecEnv([Factory(env=about["task"]).build]))
     return play(policy, about["task"], episodes=episodes, seed=seed)
 
 

@@ -17,23 +17,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
-from torch import Tensor
+from stable_baselines3.common.vec_env import VecNormalize
 
 from greenroom.envs.device import DeviceEnvironment
 from greenroom.envs.lost_sales import LostSales
 from greenroom.policy import Actor
-from greenroom.spec import ArraySpec, Discrete
-from greenroom.types import Obs, Step
 from lost_sales_race import POINTS
 from rivals import play, verbs
-from sb3_baselines import Log, Trained
+from sb3_baselines import Log, Player, trained
 from sb3_settings import linear
+from sb3_stage import StageVecEnv
 
 ENV = "lost-sales"
 SHOPS, LENGTH, MINIBATCHES, GAMMA = 256, 24, 8, 0.97
@@ -49,60 +43,9 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-class Shops(VecEnv):  # type: ignore[misc] # Stable-Baselines3 is not installed where types are checked
-    """greenroom's batch of shops as Stable-Baselines3's vector of environments."""
-
-    def __init__(self, num_envs: int, seed: int) -> None:
-        self._shops, self._first_seed = DeviceEnvironment(LostSales(), num_envs), seed
-        obs, action = self._shops.spec.obs, self._shops.spec.action
-        assert isinstance(obs, ArraySpec) and isinstance(action, Discrete)
-        space = gymnasium.spaces.Box(obs.low, obs.high, obs.shape, np.float32)
-        super().__init__(num_envs, space, gymnasium.spaces.Discrete(action.n))
-        self._nothing: list[dict[str, Any]] = [{} for _ in range(num_envs)]
-
-    def reset(self) -> NDArray[np.float32]:
-        return _array(self._shops.reset(self._first_seed))
-
-    def step_async(self, actions: NDArray[np.int64]) -> None:
-        self._shops.send(torch.as_tensor(actions))
-
-    def step_wait(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
-        step = self._shops.recv()
-        done = (step.terminated | step.truncated).numpy()
-        # Its learner keeps what it is given, and a step's tensors are the stage's own.
-        return _array(step.obs).copy(), step.reward.numpy().copy(), done, self._about(step, done)
-
-    def _about(self, step: Step, done: NDArray[np.bool_]) -> list[dict[str, Any]]:
-        """What its learner asks of an episode's end: the last observation, whether it was cut, and the return."""
-        if not done.any():
-            return self._nothing
-        about: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        for row, last in zip(np.flatnonzero(done), _array(step.final_obs), strict=True):
-            about[row] = {"terminal_observation": last, "TimeLimit.truncated": bool(step.truncated[row])}
-        ended = step.episodes
-        for row, value, length in zip(*map(Tensor.tolist, (ended.index, ended.returns, ended.lengths)), strict=True):
-            about[row]["episode"] = {"r": value, "l": length}
-        return about
-
-    def close(self) -> None:
-        pass
-
-    def get_attr(self, attr_name: str, indices: object = None) -> list[None]:
-        return [None] * self.num_envs
-
-    def set_attr(self, attr_name: str, value: object, indices: object = None) -> None:
-        raise NotImplementedError
-
-    def env_method(self, method_name: str, *args: object, indices: object = None, **kwargs: object) -> list[object]:
-        raise NotImplementedError
-
-    def env_is_wrapped(self, wrapper_class: object, indices: object = None) -> list[bool]:
-        return [False] * self.num_envs
-
-
-def _array(obs: Obs) -> NDArray[np.float32]:
-    assert isinstance(obs, Tensor)
-    return np.asarray(obs.numpy(), dtype=np.float32)
+def shops(num_envs: int, seed: int) -> StageVecEnv:
+    """greenroom's own task, all shops stepped at once."""
+    return StageVecEnv(DeviceEnvironment(LostSales(), num_envs), seed)
 
 
 class Keeping(Log):
@@ -131,8 +74,8 @@ class Keeping(Log):
 def train(seed: int, total_steps: int, run: Path) -> None:
     """Train, and keep models on the way and at the end."""
     run.mkdir(parents=True)
-    shops = VecNormalize(Shops(SHOPS, seed), norm_obs=False, gamma=GAMMA)
-    learner = PPO("MlpPolicy", shops, seed=seed, device="cpu", **SETTINGS)
+    environments = VecNormalize(shops(SHOPS, seed), norm_obs=False, gamma=GAMMA)
+    learner = PPO("MlpPolicy", environments, seed=seed, device="cpu", **SETTINGS)
     log = Keeping(run, total_steps)
     learner.learn(total_steps, callback=log)
     log.flush()
@@ -142,7 +85,7 @@ def train(seed: int, total_steps: int, run: Path) -> None:
 def policies(run: Path) -> Iterator[tuple[int, Actor]]:
     """The kept models in order, with the agent steps that each had learned from."""
     for folder in sorted(run.glob("step_*")):
-        yield int(folder.name.split("_")[1]), trained(folder)
+        yield int(folder.name.split("_")[1]), kept(folder)
 
 
 def last(run: Path) -> Path:
@@ -150,9 +93,9 @@ def last(run: Path) -> Path:
     return max(run.glob("step_*"))
 
 
-def trained(folder: Path) -> Trained:
-    """A kept model."""
-    return Trained(folder, "ppo", Shops(1, seed=0))
+def kept(folder: Path) -> Player:
+    """The model that a folder holds."""
+    return trained(folder, "ppo", shops(1, seed=0))
 
 
 def main() -> None:
@@ -162,7 +105,7 @@ def main() -> None:
     if given.verb == "train":
         train(given.seed, given.total_steps, given.run_dir)
     else:
-        print(json.dumps(play(trained(last(given.run)), ENV, episodes=given.episodes, seed=given.seed)))
+        print(json.dumps(play(kept(last(given.run)), ENV, episodes=given.episodes, seed=given.seed)))
 
 
 if __name__ == "__main__":
