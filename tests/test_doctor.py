@@ -282,6 +282,11 @@ class Rigged(OpenRuns):
     def verdict(self, needed: Sequence[RunConfig], others: Sequence[RunConfig]) -> list[Rate | UserError]:
         return [self._rate(config, 1.1) for config in (*needed, *others)]
 
+    def steady(self, config: RunConfig) -> Rate:
+        found = self._rate(config, 1.2)
+        assert isinstance(found, Rate)
+        return found
+
     def _rate(self, config: RunConfig, factor: float = 1.0) -> Rate | UserError:
         if config.num_envs > 16:
             return UserError("too many")
@@ -298,6 +303,7 @@ def test_a_suggestion_is_what_was_measured_at_the_end(monkeypatch: pytest.Monkey
     assert result.suggestion.options == {"threads": 1}
     assert result.suggestion.rate.steps_per_second == pytest.approx(1.1 * 360.0)
     assert result.suggestion.gain == pytest.approx(2.0)
+    assert result.expected.steps_per_second == pytest.approx(1.2 * 360.0)
     [more] = result.beyond
     assert more.words == "--threads 1 --num-envs 16" and more.gain == pytest.approx(3.0)
     assert {symptom.what for symptom in result.symptoms} >= {"too many threads", "num_envs is small for the batch"}
@@ -305,6 +311,7 @@ def test_a_suggestion_is_what_was_measured_at_the_end(monkeypatch: pytest.Monkey
     for line in (
         "90 % of the bound",
         "suggestion: --threads 1",
+        "to expect: 432 steps/s, measured once more by itself",
         "changes learning",
         "2.00×",
         "the loop's own  1388.89",
@@ -321,6 +328,7 @@ def test_a_winner_that_was_noise_is_not_suggested(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(diagnosis, "OpenRuns", Fickle)
     result = diagnose(OWN)
     assert result.suggestion is None and result.beyond == ()
+    assert result.expected.steps_per_second == pytest.approx(1.2 * 180.0)
 
 
 @pytest.fixture
@@ -340,8 +348,14 @@ def test_a_real_diagnosis_leaves_everything_as_it_was() -> None:
     said: list[str] = []
     result = diagnose(config, seconds=1.0, say=said.append)
     assert torch.get_num_threads() == threads
-    assert result.stage == "inline" and len(said) == 4
-    assert min(one.steps_per_second for one in (result.single, result.environment, result.learner, result.own)) > 0
+    assert result.stage == "inline" and len(said) == 5
+    assert (
+        min(
+            one.steps_per_second
+            for one in (result.single, result.environment, result.learner, result.own, result.expected)
+        )
+        > 0
+    )
     assert result.shortened == ""
 
 
@@ -472,7 +486,7 @@ def test_the_command_measures(capfd: pytest.CaptureFixture[str]) -> None:
     words = "--algo a2c --num-envs 4 --rollout-length 4 --stage inline --hidden 8 --device cpu --threads 1"
     assert main(["doctor", "test_doctor:Talker", *words.split(), "--budget", "0.5", "--json"]) == 0
     result = json.loads(capfd.readouterr().out)
-    assert {"rates", "bound", "suggestion", "beyond", "trials", "symptoms"} <= result.keys()
+    assert {"rates", "bound", "suggestion", "expected", "beyond", "trials", "symptoms"} <= result.keys()
     assert "the environment prints" in [symptom["what"] for symptom in result["symptoms"]]
 
 

@@ -86,7 +86,5 @@ def consult(words: tuple[str, ...]) -> tuple[float, dict[str, Any], str] | str:
     found = told([sys.executable, "-m", "greenroom", "doctor", *words, "--json"], limit=_PATIENCE)
     if isinstance(found, str):
         return found
-    suggestion = found["suggestion"]
-    if suggestion is None:
-        return found["rates"]["own"]["steps_per_second"], {}, "as it is"
-    return suggestion["rate"]["steps_per_second"], suggestion["options"], suggestion["words"]
+    suggestion = found["suggestion"] or {"options": {}, "words": "as it is"}
+    return found["expected"]["steps_per_second"], suggestion["options"], suggestion["words"]

@@ -62,6 +62,8 @@ class Diagnosis:
     """Steps per second of `environment` and `learner` in turn."""
     suggestion: Suggestion | None
     """What is faster and learns the same; None: nothing was found that is."""
+    expected: Rate
+    """Of the suggestion, or where there is none of the run's own settings: measured longest, and not in turn."""
     beyond: tuple[Suggestion, ...]
     """What is faster still, on top of the suggestion, and changes learning."""
     trials: tuple[Trial, ...]
@@ -85,6 +87,7 @@ class Diagnosis:
             "bound": self.bound,
             "microseconds": self.own.microseconds,
             "suggestion": None if self.suggestion is None else dataclasses.asdict(self.suggestion),
+            "expected": dataclasses.asdict(self.expected),
             "beyond": [dataclasses.asdict(one) for one in self.beyond],
             "complete": self.complete,
             "trials": [_plain(trial) for trial in self.trials],
@@ -140,6 +143,7 @@ class Diagnosis:
         else:
             yield f"suggestion: {self.suggestion.words}"
             yield f"  {_promise(self.suggestion)}"
+        yield f"  to expect: {count(self.expected.steps_per_second)} steps/s, measured once more by itself"
         for one in self.beyond:
             changes = "rounding" if "compile" in one.options else "learning"
             yield f"changes {changes}, so it is yours to decide: {one.words}"
@@ -176,12 +180,14 @@ def diagnose(config: RunConfig, *, seconds: float = 40.0, say: Say = say_nothing
         say("measuring what was found, in turn with your settings …")
         more = list(beyond(best, cores))
         found, best_found, *more_found = runs.verdict([own, best], more)
-    own_rate, best_rate = _sound(found), _sound(best_found)
+        own_rate, best_rate = _sound(found), _sound(best_found)
+        better = best != own and best_rate.steps_per_second > WORTH_IT * own_rate.steps_per_second
+        say("measuring what is suggested once more, by itself …")
+        expected = runs.steady(best if better else own)
     ventured = [
         Trial(config=other, against=best, found=rate, beat=best_rate)
         for other, rate in zip(more, more_found, strict=True)
     ]
-    better = best != own and best_rate.steps_per_second > WORTH_IT * own_rate.steps_per_second
     return Diagnosis(
         env=config.env,
         algo=config.algo,
@@ -193,6 +199,7 @@ def diagnose(config: RunConfig, *, seconds: float = 40.0, say: Say = say_nothing
         own=alone["own"],
         bound=bound(alone["environment"].steps_per_second, alone["learner"].steps_per_second),
         suggestion=_suggestion(config, best, best_rate, own_rate) if better else None,
+        expected=expected,
         beyond=tuple(
             _suggestion(config, trial.config, trial.found, own_rate)
             for trial in ventured

@@ -30,6 +30,7 @@ class _Care:
 
 
 _ALONE, _TRIAL, _VERDICT = _Care(0.03, 4, 0.2), _Care(0.015, 3, 0.1), _Care(0.045, 6, 0.3)
+_STEADY = _Care(0.1, 4, 0.15)
 _GLANCE = _Care(0.0, 1, 0.0)
 _LAST_START = 0.7
 """Share of the time given after which nothing is started any more that can be left out."""
@@ -82,6 +83,11 @@ class OpenRuns:
     def verdict(self, needed: Sequence[RunConfig], others: Sequence[RunConfig]) -> list[Rate | UserError]:
         """The same, measured longer; of `others` those that there is time to start."""
         return self._rates([*needed, *others], _VERDICT, needed=len(needed))
+
+    def steady(self, config: RunConfig) -> Rate:
+        """The rate of one run once no other is in its way: measured longest, all others are closed."""
+        self._close(set(self._open) - {_key(config)})
+        return self._measure({"it": self._work(config)}, _STEADY)["it"]
 
     @property
     def elapsed(self) -> float:
