@@ -77,7 +77,7 @@ study-pong-pqn: $(STUDY) ## Hours: Pong from pixels, on-policy values (PQN).
 study-pong-dqn: $(STUDY) ## Hours: Pong from pixels, values from a replay (DQN).
 	$(BIN)/python studies/atari.py pong-dqn $(ARGS)
 
-study-pong-race: $(STUDY) ## Four hours on an idle machine: how soon Pong is played at 18, beside other frameworks.
+study-pong-race: $(STUDY) ## Six hours on an idle machine: how soon Pong is played at 18, beside other frameworks.
 	$(BIN)/python studies/pong_race.py $(ARGS)
 
 study-replay: $(STUDY) ## A minute and 8 GB of memory: what a replay of a million Atari transitions costs.
