@@ -10,7 +10,6 @@ greenroom's, off the clock.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from greenroom.seeding import derive
 from greenroom.types import Decision, Obs, State
 from pong_race import EXPLORING, GAME, LOOK_EPISODES, POINTS
-from rivals import append, play, verbs
+from rivals import append, play, serve
 
 B, T, EPOCHS, MINIBATCHES = 64, 32, 2, 32
 GAMMA, LAMBDA, LEARNING_RATE, MAX_GRAD_NORM = 0.99, 0.65, 5e-4, 10.0
@@ -146,18 +145,13 @@ def learn(network: QNetwork, optimizer: torch.optim.Optimizer, obs: Tensor, acti
             optimizer.step()
 
 
-def main() -> None:
-    parser, training = verbs(__doc__, episodes=30)
-    training.add_argument("--total-steps", type=int, required=True)
-    given = parser.parse_args()
-    if given.verb == "train":
-        train(given.seed, given.total_steps, given.run_dir)
-    else:
-        weights = torch.load(given.run / "network.pt")
-        network = QNetwork(weights["layers.10.weight"].shape[0])
-        network.load_state_dict(weights)
-        print(json.dumps(play(network, GAME, episodes=given.episodes, seed=given.seed)))
+def trained(run: Path) -> QNetwork:
+    """The network that a run folder holds."""
+    weights = torch.load(run / "network.pt")
+    network = QNetwork(weights["layers.10.weight"].shape[0])
+    network.load_state_dict(weights)
+    return network
 
 
 if __name__ == "__main__":
-    main()
+    serve(__doc__, GAME, episodes=30, train=train, trained=trained)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,32 @@ def verbs(about: str | None, *, episodes: int) -> tuple[argparse.ArgumentParser,
     judge.add_argument("--seed", type=int, default=1000)
     judge.add_argument("--json", action="store_true", help="print JSON (the only form there is)")
     return parser, learn
+
+
+def serve(
+    about: str | None,
+    env: str,
+    *,
+    episodes: int,
+    train: Callable[[int, int, Path], None],
+    trained: Callable[[Path], Actor],
+) -> None:
+    """Be the command `train` or `evaluate` of a learner of one task.
+
+    Args:
+        about: the script's docstring.
+        env: the task.
+        episodes: of an evaluation, if nothing is said.
+        train: takes seed, agent steps and a new run folder.
+        trained: the policy that a run folder holds.
+    """
+    parser, learn = verbs(about, episodes=episodes)
+    learn.add_argument("--total-steps", type=int, required=True)
+    given = parser.parse_args()
+    if given.verb == "train":
+        train(given.seed, given.total_steps, given.run_dir)
+    else:
+        print(json.dumps(play(trained(given.run), env, episodes=given.episodes, seed=given.seed)))
 
 
 def play(policy: Actor, env: str, *, episodes: int, seed: int) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +65,20 @@ class Log(BaseCallback):  # type: ignore[misc] # Stable-Baselines3 is not instal
         return True
 
     def flush(self) -> None:
-        seconds = time.perf_counter() - self._started
         mean = sum(self._returns) / len(self._returns) if self._returns else None
-        append(self._path, env_steps=self.num_timesteps, seconds=seconds, return_mean=mean)
+        append(self._path, env_steps=self.num_timesteps, seconds=self.seconds, return_mean=mean)
+
+    @property
+    def seconds(self) -> float:
+        """Of training so far."""
+        return time.perf_counter() - self._started
+
+    @contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """What is done within is not training."""
+        begun = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - begun
 
 
 def train(task: str, algo: str, seed: int, total_steps: int | None, run: Path) -> None:

@@ -11,8 +11,6 @@ remember this it learned no better than to order the same whatever it saw.
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from greenroom.envs.device import DeviceEnvironment
 from greenroom.envs.lost_sales import LostSales
 from greenroom.policy import Actor
 from lost_sales_race import POINTS
-from rivals import play, verbs
+from rivals import serve
 from sb3_baselines import Log, Player, trained
 from sb3_settings import linear
 from sb3_stage import StageVecEnv
@@ -63,12 +61,11 @@ class Keeping(Log):
         return super()._on_step()
 
     def keep(self) -> None:
-        begun = time.perf_counter()
-        folder = self._run / f"step_{self.num_timesteps:010}"
-        folder.mkdir(exist_ok=True)  # the end may fall on a point; its weights have learned from it
-        self.model.save(folder / "model.zip")
-        self.training_env.save(str(folder / "normalizer.pkl"))
-        self._started += time.perf_counter() - begun
+        with self.off_the_clock():
+            folder = self._run / f"step_{self.num_timesteps:010}"
+            folder.mkdir(exist_ok=True)  # the end may fall on a point; its weights have learned from it
+            self.model.save(folder / "model.zip")
+            self.training_env.save(str(folder / "normalizer.pkl"))
 
 
 def train(seed: int, total_steps: int, run: Path) -> None:
@@ -98,15 +95,5 @@ def kept(folder: Path) -> Player:
     return trained(folder, "ppo", shops(1, seed=0))
 
 
-def main() -> None:
-    parser, learn = verbs(__doc__, episodes=4096)
-    learn.add_argument("--total-steps", type=int, required=True)
-    given = parser.parse_args()
-    if given.verb == "train":
-        train(given.seed, given.total_steps, given.run_dir)
-    else:
-        print(json.dumps(play(kept(last(given.run)), ENV, episodes=given.episodes, seed=given.seed)))
-
-
 if __name__ == "__main__":
-    main()
+    serve(__doc__, ENV, episodes=4096, train=train, trained=lambda run: kept(last(run)))

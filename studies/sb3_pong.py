@@ -10,8 +10,6 @@ the clock.
 
 from __future__ import annotations
 
-import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,8 @@ from greenroom.networks import Nips
 from greenroom.seeding import derive
 from greenroom.spec import ArraySpec
 from pong_race import GAME, LOOK_EPISODES, POINTS
-from rivals import append, play, verbs
-from sb3_baselines import Log, Player, trained
+from rivals import append, play, serve
+from sb3_baselines import Log, Player
 from sb3_stage import StageVecEnv
 
 ACTORS = 16
@@ -58,11 +56,6 @@ class Features(BaseFeaturesExtractor):  # type: ignore[misc] # it is not install
         return features
 
 
-def games(num_envs: int, seed: int) -> StageVecEnv:
-    """The games that greenroom's runs get."""
-    return StageVecEnv(make(GAME, num_envs=num_envs, say=lambda line: None), seed)
-
-
 class Looking(Log):
     """Looks at the greedy policy as often as greenroom's runs are looked at in this study, off the clock."""
 
@@ -77,19 +70,19 @@ class Looking(Log):
             self.look()
 
     def look(self) -> None:
-        begun = time.perf_counter()
-        # The games on which greenroom's run with this seed is looked at.
-        found = play(Player(self.model), GAME, episodes=LOOK_EPISODES, seed=derive(self._seed, "evaluation"))
-        line = {"env_steps": self.num_timesteps, "seconds": begun - self._started, "mean": found["mean"]}
-        append(self._run / "evaluations.jsonl", **line)
-        self._started += time.perf_counter() - begun
+        clock = {"env_steps": self.num_timesteps, "seconds": self.seconds}
+        with self.off_the_clock():
+            # The games on which greenroom's run with this seed is looked at.
+            found = play(Player(self.model), GAME, episodes=LOOK_EPISODES, seed=derive(self._seed, "evaluation"))
+            append(self._run / "evaluations.jsonl", **clock, mean=found["mean"])
 
 
 def train(seed: int, total_steps: int, run: Path) -> None:
     """Train, look at the greedy policy on the way, and keep the model."""
     run.mkdir(parents=True)
     network = {"features_extractor_class": Features, "net_arch": []}
-    learner = PPO("CnnPolicy", games(ACTORS, seed), seed=seed, device="cpu", policy_kwargs=network, **SETTINGS)
+    games = StageVecEnv(make(GAME, num_envs=ACTORS, say=lambda line: None), seed)
+    learner = PPO("CnnPolicy", games, seed=seed, device="cpu", policy_kwargs=network, **SETTINGS)
     log = Looking(run, total_steps, seed)
     learner.learn(total_steps, callback=log)
     log.flush()
@@ -97,16 +90,10 @@ def train(seed: int, total_steps: int, run: Path) -> None:
     learner.save(run / "model.zip")
 
 
-def main() -> None:
-    parser, learn = verbs(__doc__, episodes=30)
-    learn.add_argument("--total-steps", type=int, required=True)
-    given = parser.parse_args()
-    if given.verb == "train":
-        train(given.seed, given.total_steps, given.run_dir)
-    else:
-        policy = trained(given.run, "ppo", games(1, seed=0))
-        print(json.dumps(play(policy, GAME, episodes=given.episodes, seed=given.seed)))
+def trained(run: Path) -> Player:
+    """The model that a run folder holds."""
+    return Player(PPO.load(run / "model.zip", device="cpu"))
 
 
 if __name__ == "__main__":
-    main()
+    serve(__doc__, GAME, episodes=30, train=train, trained=trained)

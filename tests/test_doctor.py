@@ -349,13 +349,8 @@ def test_a_real_diagnosis_leaves_everything_as_it_was() -> None:
     result = diagnose(config, seconds=1.0, say=said.append)
     assert torch.get_num_threads() == threads
     assert result.stage == "inline" and len(said) == 5
-    assert (
-        min(
-            one.steps_per_second
-            for one in (result.single, result.environment, result.learner, result.own, result.expected)
-        )
-        > 0
-    )
+    rates = (result.single, result.environment, result.learner, result.own, result.expected)
+    assert min(one.steps_per_second for one in rates) > 0
     assert result.shortened == ""
 
 
