@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from greenroom import folder, machine, plots
+from greenroom import curves, folder, machine
 
 ROOT = Path(__file__).resolve().parents[1]
 CURVE_POINTS = 200
@@ -298,7 +298,7 @@ def _run(trial: Trial, jobs: int, stopping: threading.Event, extra: Callable[[Pa
         state.write_text(trained)
     answer = _command(trial.evaluate, log, jobs, stopping)
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    curve = plots.read_curve(run / "metrics.jsonl", "return_mean")
+    curve = curves.read_curve(run / "metrics.jsonl", "return_mean")
     if not len(curve):
         raise SystemExit(f"{trial.run} has no training return: not one episode ended")
     return {
@@ -325,11 +325,11 @@ def found_in(run: Path) -> list[str]:
 
 def evaluations_of(run: Path) -> list[list[float]]:
     """The greedy evaluations on the way: rows of agent steps, seconds and mean return."""
-    curve = plots.read_curve(run / "evaluations.jsonl", "mean")
+    curve = curves.read_curve(run / "evaluations.jsonl", "mean")
     return np.stack([curve.env_steps, curve.seconds, curve.score], axis=1).tolist()  # type: ignore[no-any-return]
 
 
-def _thin(curve: plots.Curve) -> list[list[float]]:
+def _thin(curve: curves.Curve) -> list[list[float]]:
     """At most `CURVE_POINTS` rows of agent steps, seconds and mean return, the last one among them."""
     kept = slice(None, None, -max(1, -(-len(curve) // CURVE_POINTS)))
     columns = zip(curve.env_steps[kept], curve.seconds[kept], curve.score[kept], strict=True)

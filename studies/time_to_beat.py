@@ -14,7 +14,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 import greenroom
-from greenroom import baselines, plots
+from greenroom import baselines, curves
 from greenroom.config import load_file
 from greenroom.policy import Actor
 from harness import Options, Record, greenroom_trial, options, parser, run_trials
@@ -39,7 +39,7 @@ def policies(run: Path) -> Iterator[tuple[int, Actor]]:
 
 def beside_optimum(run: Path, learned: Iterable[tuple[int, Actor]], seed: int = EVALUATION_SEED) -> Record:
     """`points_of` what a run `learned`: agent steps and policy. Its `metrics.jsonl` has the clock."""
-    clock = plots.read_curve(run / "metrics.jsonl", "env_steps")
+    clock = curves.read_curve(run / "metrics.jsonl", "env_steps")
     seconds_at = dict(zip(clock.env_steps.astype(int).tolist(), clock.seconds.tolist(), strict=True))
     points: list[dict[str, float]] = []
     rules: dict[str, float] = {}

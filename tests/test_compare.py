@@ -14,9 +14,10 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from greenroom.comparison import Comparison, compare
+from greenroom.curves import read_config, read_curve
 from greenroom.errors import UserError
 from greenroom.folder import RunFolder
-from greenroom.plots import _frame_scores, format_count, format_seconds, learning_curve, read_config, read_curve
+from greenroom.plots import _frame_scores, format_count, format_seconds, learning_curve
 
 Line = Callable[[float], float]
 Record = dict[str, object]

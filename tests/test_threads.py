@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from greenroom.algorithms.actor_critic import A2CConfig
 from greenroom.config import RunConfig
 from greenroom.memory import Memory
-from greenroom.networks import Mlp, Nips
+from greenroom.networks import Impala, Mlp, Nature, Nips
 from greenroom.policy import ActorCritic, PolicyConfig
 from greenroom.spec import MASK, ArraySpec, Discrete, EnvSpec
-from greenroom.threads import crowding, limited, worthwhile
+from greenroom.threads import crowding, limited, operations, worthwhile
 from greenroom.training import Run, choose_threads
 
 CPU = torch.device("cpu")
@@ -49,6 +50,14 @@ def test_parts_masks_and_memories_are_seen_too() -> None:
         net = policy(spec, network=Mlp(hidden=(8,)), memory=Memory(memory="gru", memory_size=size))
         with limited(4):
             assert worthwhile(net, spec, 64, device=CPU) == expected
+
+
+@pytest.mark.parametrize("network", [Nips(layer_norm=True), Nature(), Impala()])
+def test_operations_are_counted_as_torch_does(network: Nips | Nature | Impala) -> None:
+    net = policy(PICTURE, network=network, memory=Memory(memory="gru", memory_size=8))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net.act(torch.zeros(1, 4, 84, 84, dtype=torch.uint8), net.initial_state(1), None)
+    assert operations(net, PICTURE) == counter.get_total_flops() > 2**22
 
 
 def test_what_a_gpu_computes_is_not_counted() -> None:

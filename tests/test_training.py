@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -266,3 +268,22 @@ def test_pictures_come_to_convolutions_as_their_weights_lie(asked: Any, memory_f
     policy.act(torch.zeros(3, 4, 84, 84, dtype=torch.uint8), {}, None)
     assert first.weight.is_contiguous(memory_format=memory_format)
     assert seen == [True]
+
+
+PROMPT = """
+import dataclasses, sys
+import greenroom, greenroom.session
+from greenroom.optim import Adam, RAdam, RMSprop
+for optimizer in (Adam(), RAdam(), RMSprop()):
+    config = greenroom.preset(None, "cartpole")
+    algorithm = dataclasses.replace(config.algorithm, optimizer=optimizer)
+    run = greenroom.Run(dataclasses.replace(config, algorithm=algorithm), say=lambda line: None)
+    next(greenroom.train(run))
+print(*({"torch._dynamo", "sympy", "matplotlib"} & set(sys.modules)))
+"""
+
+
+def test_a_run_s_start_waits_for_no_compiler_and_no_pictures() -> None:
+    """Importing torch's compiler and matplotlib takes as long as everything else of it."""
+    done = subprocess.run([sys.executable, "-c", PROMPT], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("\n", "")

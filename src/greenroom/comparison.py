@@ -18,21 +18,12 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from greenroom.curves import Curve, algorithm_of, environment_of, read_config, read_curve
 from greenroom.errors import UserError
 from greenroom.folder import RunFolder
 from greenroom.maths import statistics
 from greenroom.maths.statistics import Floats
-from greenroom.plots import (
-    Band,
-    Curve,
-    algorithm_of,
-    comparison_picture,
-    environment_of,
-    format_count,
-    format_seconds,
-    read_config,
-    read_curve,
-)
+from greenroom.plots import Band, comparison_picture, format_count, format_seconds
 
 MILESTONES = (0.5, 0.9, 0.95)
 """Shares of the way from the start to the reference."""

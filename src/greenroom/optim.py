@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,7 +15,19 @@ from greenroom.errors import UserError
 from greenroom.maths.schedules import ScalingRule, linear_decay, scaled_learning_rate
 
 
-class RMSpropTF(torch.optim.Optimizer):
+class _Prompt(torch.optim.Optimizer):
+    """An optimiser of torch's that is there at once.
+
+    Some of torch's methods are hidden from its compiler, and import that when they are called: most of a second of a
+    run's start. What lies beneath (`inspect.unwrap`) is the method itself.
+    """
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take in more parameters."""
+        inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
+
+
+class RMSpropTF(_Prompt):
     """TensorFlow 1's RMSProp: `ms ← decay·ms + (1-decay)·g²`, `p ← p - lr·g/√(ms+eps)`, `ms` starting at 1.
 
     `torch.optim.RMSprop` is another optimiser: it adds eps outside the root and starts at 0. With PAAC's eps of 0.1 and
@@ -42,7 +55,7 @@ class RMSpropTF(torch.optim.Optimizer):
             torch._foreach_addcdiv_(params, grads, root, -group["lr"])
 
 
-class FusedAdam(torch.optim.Adam):
+class FusedAdam(_Prompt, torch.optim.Adam):
     """torch's fused Adam for parameters that are all on one device, the same bits by a shorter way to its kernel.
 
     On small networks torch's own way there takes several times as long as the kernel.
@@ -57,14 +70,14 @@ class FusedAdam(torch.optim.Adam):
         assert closure is None
         group, params, slots = _due(self)
         if not all(slots):
-            super().step()  # which fills them
+            inspect.unwrap(torch.optim.Adam.step)(self)  # which fills them
             return
         steps = [slot["step"] for slot in slots]
         torch._foreach_add_(steps, 1)
         _adam(group, params, slots, steps, lr=group["lr"], eps=group["eps"])
 
 
-class FusedRAdam(torch.optim.RAdam):
+class FusedRAdam(_Prompt, torch.optim.RAdam):
     """torch's RAdam to within rounding, by the kernel of its fused Adam; parameters that are all on one device.
 
     After the first few updates RAdam is Adam with the learning rate times r and ε over the root of 1 - β₂ᵗ, where r
@@ -83,7 +96,7 @@ class FusedRAdam(torch.optim.RAdam):
         done = {int(slot["step"]) if slot else 0 for slot in slots}
         r = rectification(min(done, default=0) + 1, group["betas"][1])
         if len(done) != 1 or r is None:
-            super().step()
+            inspect.unwrap(torch.optim.RAdam.step)(self)
             return
         steps = [slot["step"] for slot in slots]
         torch._foreach_add_(steps, 1)

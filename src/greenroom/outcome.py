@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from greenroom import baselines, plots
+from greenroom import baselines
 from greenroom.errors import ExitCode
 from greenroom.evaluation import Evaluation
 from greenroom.folder import RunFolder, write_json
@@ -52,6 +52,8 @@ class Outcome:
 
 def report(run: Run, folder: RunFolder, say: Callable[[str], None]) -> baselines.BaselineReport | None:
     """Write what a finished run came to into its folder: the curve, and the comparison with conventional methods."""
+    from greenroom.plots import learning_curve  # here, for what draws takes a third of a second to import
+
     config = run.config
     comparison = baselines.report(
         run.algorithm.policy, config.env, config.env_kwargs, seed=config.seed, device=run.device
@@ -59,7 +61,7 @@ def report(run: Run, folder: RunFolder, say: Callable[[str], None]) -> baselines
     try:
         if comparison is not None:
             write_json(folder.path / "baselines.json", comparison.to_json())
-        plots.learning_curve(folder.path)
+        learning_curve(folder.path)
     except OSError as problem:
         say(f"warning: cannot write the report into {folder.path}: {problem}")
     return comparison

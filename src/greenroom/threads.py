@@ -7,13 +7,16 @@ small network that costs more than they save, and where another program has one 
 from __future__ import annotations
 
 import copy
+import inspect
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from greenroom.policy import Actor
 from greenroom.spec import ArraySpec, EnvSpec, ObsSpec
@@ -40,11 +43,33 @@ def worthwhile(policy: Actor, spec: EnvSpec, rows: int, *, device: torch.device)
     most = torch.get_num_threads()
     if device.type != "cpu" or most == 1:
         return most
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    return max(1, min(most, rows * operations(policy, spec) // _WORTH_A_THREAD))
+
+
+def operations(policy: Actor, spec: EnvSpec) -> int:
+    """Floating-point operations of acting on one observation, by torch's own formulas."""
+    counter = _Counter()
+    with torch.no_grad(), counter:
         # On a copy: whatever a user's policy keeps of what it sees, the run begins without it.
         copy.deepcopy(policy).act(_zeros(spec.obs), policy.initial_state(1), None)
-    operations: int = rows * counter.get_total_flops()
-    return max(1, min(most, operations // _WORTH_A_THREAD))
+    return counter.operations
+
+
+class _Counter(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # it has no annotations
+        self.operations: int = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if (formula := flop_registry.get(func.overloadpacket)) is not None:
+            self.operations += formula(*args, **kwargs, out_val=result)
+        return result
+
+
+# Like torch's optimisers (see `optim`) the method, and so torch's own `FlopCounterMode`, would import torch's compiler.
+_Counter.__torch_dispatch__ = inspect.unwrap(_Counter.__torch_dispatch__)  # type: ignore[method-assign]
 
 
 def crowding(threads: int) -> float:

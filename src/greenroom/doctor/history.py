@@ -11,10 +11,10 @@ from typing import Literal
 from rich.console import Group
 from rich.text import Text
 
+from greenroom.curves import algorithm_of, environment_of, read_config
 from greenroom.doctor.table import count, split_table
 from greenroom.errors import UserError
 from greenroom.folder import RunFolder, read_environment
-from greenroom.plots import algorithm_of, environment_of, read_config
 
 PARTS = ("env", "act", "learn", "wait")
 _FALLING, _RISING = 0.9, 1.1
