@@ -247,7 +247,7 @@ class Masked(gymnasium.Env[Any, Any]):
     action_space = spaces.Discrete(4, start=2)
 
     def __init__(self, space: Any = None, length: int = 3, at: int = -1, victim: int = -1, wrong: Any = None) -> None:
-        self.observation_space: Any = spaces.Box(0, 1000, (2,), np.float32)
+        self.observation_space: Any = spaces.Box(0, 1e6, (2,), np.float32)
         if space is not None:
             self.observation_space = spaces.Dict({"action_mask": space, "seen": self.observation_space})
         self.in_info, self.length, self.at, self.victim, self.wrong = space is None, length, at, victim, wrong

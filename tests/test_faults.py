@@ -71,7 +71,8 @@ def test_killed_and_resumed_nothing_is_lost_and_nothing_left(
 
 
 def test_a_disk_that_refuses_and_bits_that_flip(home: tuple[Place, Zygote], tmp_path: Path) -> None:
-    harmed = victim(home, tmp_path, scenario("inline", "a2c", total_steps=SHORT))
+    # Long enough not to be at its end when the disk refuses.
+    harmed = victim(home, tmp_path, scenario("inline", "a2c", total_steps=4 * SHORT))
     harmed.in_peace()
     for fault in (harm.full_disk, harm.read_only, harm.flipped_bit):
         fault(harmed)

@@ -57,7 +57,7 @@ def expected(seen: torch.Tensor, length: int) -> torch.Tensor:
 def test_every_observation_has_the_mask_that_came_with_it(space: Any, stage: Stage) -> None:
     env = make(gym_envs.Masked, num_envs=4, stage=stage, kwargs={"space": space}, say=lambda line: None)
     name = "obs" if space is None else "seen"
-    assert env.spec.obs == {name: ArraySpec(shape=(2,), low=0.0, high=1000.0), MASK: FOUR}
+    assert env.spec.obs == {name: ArraySpec(shape=(2,), low=0.0, high=1e6), MASK: FOUR}
     act, obs, ends = RandomActor(env, 0), env.reset(3), 0
     for _ in range(20):
         seen, mask = seen_and_mask(obs)
