@@ -46,10 +46,10 @@ def _import() -> None:
     for name in (
         "gymnasium.envs.classic_control",
         "matplotlib.font_manager",
-        "torch._dynamo",  # torch's optimisers do, seconds later
         "torch.utils.tensorboard",
         "greenroom.cli",
         "greenroom.envs.crew",
+        "greenroom.plots",
         "greenroom.session",
     ):
         importlib.import_module(name)
