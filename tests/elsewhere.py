@@ -1,8 +1,8 @@
 """A make-believe accelerator: tensors that say they are on another device, and refuse what a GPU would refuse.
 
 `with Elsewhere(monkeypatch) as accelerator:` makes the device "meta" one that computes, on this processor. What an
-operation needs must be there too, or it raises, as on a GPU; whoever makes the processor wait for a result is written
-down. (Copies to a GPU from memory that is not pinned wait as well; these are not.)
+operation needs must be there too, or it raises, as on a GPU; whoever makes the processor wait is written down: for a
+result, or for a copy to the device that it has not been told not to wait for (from memory that is pinned, on a GPU).
 """
 
 from __future__ import annotations
@@ -93,7 +93,12 @@ class Elsewhere(TorchDispatchMode):
         )
         comes_back = name == "copy_" and not isinstance(args[0], _There)
         comes_back |= name == "_to_copy" and kwargs.get("device") is not None and not made_there
+        goes_there = name == "copy_" and isinstance(args[0], _There) and not isinstance(args[1], _There)
+        goes_there |= name == "_to_copy" and made_there and not there
+        goes_there &= not (kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2]))
         # Of nothing no copy is made.
+        if goes_there and args[1 if name == "copy_" else 0].numel():
+            self.waits.append(_whose())
         if there and ((comes_back and there[0].numel()) or masks or name in _WAITS):
             self.waits.append(_whose())
         if made_there:
@@ -110,7 +115,13 @@ class Elsewhere(TorchDispatchMode):
 _REAL_TENSOR = torch.tensor
 
 
-def _tensor(data: Any, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
+def _tensor(
+    data: Any,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    pin_memory: bool = False,  # there is nothing to pin for
+) -> Tensor:
     made = _REAL_TENSOR(data, dtype=dtype)
     return made if device is None else made.to(device)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from elsewhere import DEVICE, Elsewhere
 from greenroom.maths.distributions import Categorical, Gaussian, MultiCategorical
 
 
@@ -141,3 +142,15 @@ def test_gaussian_draws_have_their_moments() -> None:
     error = 5 * log_std.exp() / math.sqrt(100_000)
     assert bool(((sample.mean(0) - mean[0]).abs() < error).all())
     assert bool(((sample.std(0) - log_std.exp()).abs() < error / math.sqrt(2)).all())
+
+
+def test_elsewhere_what_is_forbidden_is_not_drawn_whatever_sums_come_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sum of neighbours that is larger where the probability is zero, as parallel sums may be, by far less."""
+    logits = torch.tensor([0.0, torch.finfo(torch.float32).min, 0.0]).expand(1000, 3)
+    with Elsewhere(monkeypatch):
+        monkeypatch.setattr(
+            torch.Tensor, "cumsum", lambda part, dim: torch.tensor([0.4, 0.9, 1.0], device=DEVICE).expand(1000, 3)
+        )
+        distribution = Categorical.from_logits(logits.to(DEVICE))
+        drawn = distribution.sample(torch.Generator(DEVICE)).cpu()
+    assert sorted(set(drawn.tolist())) == [0, 2]

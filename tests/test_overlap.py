@@ -7,6 +7,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fakes import CopyableEnvironment, ScriptedEnvironment
+from greenroom import overlap
 from greenroom.acting import Collector
 from greenroom.algorithms.actor_critic import VTraceConfig
 from greenroom.algorithms.ppo import PPOConfig
@@ -235,3 +237,49 @@ def _same(one: Rollout, other: Rollout) -> bool:
         return [*parts, rollout.episodes.returns, torch.tensor(rollout.version)]
 
     return all(torch.equal(*pair) for pair in zip(tensors(one), tensors(other), strict=True))
+
+
+def test_on_a_gpu_acting_has_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In which order things are asked for; that a GPU keeps to it is torch's affair."""
+    told: list[str] = []
+    current = ["the learner"]
+
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            assert device.type == "cuda"
+
+        def synchronize(self) -> None:
+            told.append("waited for the stream")
+
+    class Event:
+        def record(self) -> None:
+            self.of = current[0]
+
+        def wait(self) -> None:
+            told.append(f"{current[0]} behind {self.of}")
+
+    @contextmanager
+    def stream(chosen: Stream) -> Iterator[None]:
+        current.append(current[0])
+        current[0] = "acting"
+        yield
+        current[0] = current.pop()
+
+    for name, fake in (("Stream", Stream), ("Event", Event), ("stream", stream)):
+        monkeypatch.setattr(torch.cuda, name, fake)
+    lane = overlap._Lane(torch.device("cuda"))
+    with lane.after(lane.mark(), [torch.zeros(3)]):
+        told.append("acted")
+        mark = lane.mark()
+    lane.join(mark, [torch.zeros(3)])
+    lane.finish()
+    assert told == ["acting behind the learner", "acted", "the learner behind acting", "waited for the stream"]
+
+
+def test_without_a_gpu_there_is_nothing_to_keep_apart() -> None:
+    lane = overlap._Lane(torch.device("cpu"))
+    assert lane.mark() is None
+    with lane.after(None, [torch.zeros(3)]):
+        assert lane.mark() is None
+    lane.join(None, [torch.zeros(3)])
+    lane.finish()

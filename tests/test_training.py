@@ -270,6 +270,33 @@ def test_pictures_come_to_convolutions_as_their_weights_lie(asked: Any, memory_f
     assert seen == [True]
 
 
+@pytest.mark.parametrize("algorithm", [PPO, ALGORITHMS["dqn"]()], ids=["ppo", "dqn"])
+def test_chance_begins_anew_on_another_kind_of_device(algorithm: Any) -> None:
+    """A GPU's generators have a state of 16 bytes, of which a processor's can make nothing."""
+    config = dataclasses.replace(BASE, algorithm=algorithm)
+
+    def elsewhere(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {name: elsewhere(one) for name, one in part.items()}
+        if isinstance(part, list):
+            return [elsewhere(one) for one in part]
+        state = isinstance(part, torch.Tensor) and part.dtype == torch.uint8 and part.numel() == len(own)
+        return part[:16].clone() if state else part
+
+    own = torch.Generator().get_state()
+    run = Run(config, say=lambda line: None)
+    next(train(run))
+    saved = elsewhere(run.state_dict())
+    run.close()
+    after: list[torch.Tensor] = []
+    for _ in range(2):
+        again = Run(config, say=lambda line: None)
+        again.load_state_dict(saved)
+        after.append(next(train(again)).rollout.action.clone())
+        again.close()
+    assert torch.equal(*after), "the same every time"
+
+
 PROMPT = """
 import dataclasses, sys
 import greenroom, greenroom.session

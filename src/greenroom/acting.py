@@ -20,7 +20,7 @@ from greenroom.crossing import Crossing
 from greenroom.envs.base import Environment, Snapshotable
 from greenroom.errors import Fault, UserError
 from greenroom.policy import Actor
-from greenroom.seeding import derive, generator
+from greenroom.seeding import derive, generator, restore
 from greenroom.types import Decision, Episodes, Obs, Rollout, State, Step, cat_obs, len_obs, map_obs, parts_of, restart
 
 
@@ -58,39 +58,60 @@ class Source(Protocol):
 
 
 class _Memory:
-    """Where one rollout is written: allocated once, used again and again."""
+    """Where one rollout is written: allocated once, used again and again.
 
-    def __init__(self, length: int, num_envs: int, first: Obs, device: torch.device) -> None:
-        self.lead, self.device = (length, num_envs), device
+    Args:
+        length: T.
+        num_envs: B.
+        first: an observation `[B, ...]`, on `device`.
+        device: the learner's.
+        stage: the stage's.
+    """
+
+    def __init__(self, length: int, num_envs: int, first: Obs, device: torch.device, stage: torch.device) -> None:
+        self.lead = (length, num_envs)
         self.obs = map_obs(lambda part: part.new_empty((length + 1, *part.shape)), first)
-        self.arrays: dict[str, Tensor] = {}
+        self.action = torch.empty(0)
         self.extras: dict[str, Tensor] = {}
+        # What a stage tells beside observations is not acted on, and crosses at the end, all at once. Pinned, so that
+        # the processor need not wait for the copy.
+        apart = stage.type != device.type
+        self._heard = {
+            name: torch.empty(self.lead, dtype=dtype, device=stage, pin_memory=apart and device.type == "cuda")
+            for name, dtype in (("reward", torch.float32), ("terminated", torch.bool), ("truncated", torch.bool))
+        }
+        crossing = self._heard if apart else {}
+        self._crossed = {name: torch.empty_like(part, device=device) for name, part in crossing.items()}
 
     def begin(self, obs: Obs) -> None:
         for name, part in parts_of(self.obs).items():
             part[0] = parts_of(obs)[name]
 
     def store_decision(self, t: int, columns: slice, decision: Decision) -> None:
-        if not self.arrays:
-            self._allocate(decision)
-        self.arrays["action"][t, columns] = decision.action
+        if not len(self.action):
+            self.action = decision.action.new_empty((*self.lead, *decision.action.shape[1:]))
+            self.extras = {
+                name: part.new_empty((*self.lead, *part.shape[1:])) for name, part in decision.extras.items()
+            }
+        self.action[t, columns] = decision.action
         for name, part in decision.extras.items():
             self.extras[name][t, columns] = part
-
-    def _allocate(self, decision: Decision) -> None:
-        self.arrays = {
-            "action": decision.action.new_empty((*self.lead, *decision.action.shape[1:])),
-            "reward": torch.empty(self.lead, device=self.device),
-            "terminated": torch.empty(self.lead, dtype=torch.bool, device=self.device),
-            "truncated": torch.empty(self.lead, dtype=torch.bool, device=self.device),
-        }
-        self.extras = {name: part.new_empty((*self.lead, *part.shape[1:])) for name, part in decision.extras.items()}
 
     def store_step(self, t: int, columns: slice, step: Step, crossing: Crossing) -> None:
         before = map_obs(lambda part: part[t, columns], self.obs)
         crossing.carry(step, before, into=map_obs(lambda part: part[t + 1, columns], self.obs))
-        for name in ("reward", "terminated", "truncated"):
-            self.arrays[name][t, columns] = getattr(step, name)
+        for name, part in self._heard.items():
+            part[t, columns] = getattr(step, name)
+
+    def told(self) -> dict[str, Tensor]:
+        """`reward`, `terminated` and `truncated`, `[T, B]`, where the learner is; once all steps are stored.
+
+        A copy to a GPU may go on afterwards. What it reads is written again after the next rollout's first actions have
+        been sent to the stage, for which everybody waits.
+        """
+        for name, part in self._crossed.items():
+            part.copy_(self._heard[name], non_blocking=True)
+        return self._crossed or self._heard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +186,7 @@ class Collector:
         self._state = self._initial
         # With memories in turn, the learner can read one rollout while others are being written.
         self._memories = itertools.cycle(
-            [_Memory(rollout_length, self.num_envs, self._obs, device) for _ in range(memories)]
+            [_Memory(rollout_length, self.num_envs, self._obs, device, groups[0].device) for _ in range(memories)]
         )
         self._untold: tuple[Fault, ...] = ()
 
@@ -201,9 +222,11 @@ class Collector:
         ended += [self._receive(memory, number, self.length - 1) for number in numbers]
         self._obs = map_obs(lambda part: part[self.length], memory.obs)
         faults = tuple(fault for part in ended for fault in part.faults)
+        told = memory.told()
         return Rollout(
             obs=memory.obs,
-            **memory.arrays,
+            action=memory.action,
+            **told,
             final_obs=cat_obs([part.obs for part in ended]),
             extras=memory.extras,
             state=state,
@@ -212,14 +235,14 @@ class Collector:
             version=self.version,
             episodes=_joined([part.episodes for part in ended]),
             faults=self._untold + faults,
-            dropped=self._dropped(memory, ended) if faults else None,
+            dropped=self._dropped(told["terminated"] | told["truncated"], ended) if faults else None,
         )
 
-    def _dropped(self, memory: _Memory, ended: Sequence[_Ended]) -> Tensor:
-        lost = torch.zeros_like(memory.arrays["truncated"])
+    def _dropped(self, cut: Tensor, ended: Sequence[_Ended]) -> Tensor:
+        lost = torch.zeros_like(cut)
         for number, part in enumerate(ended):  # in turn all groups' first steps, their second ones, …
             lost[number // len(self.groups), [index for fault in part.faults for index in fault.restarted]] = True
-        return unfinished(lost, memory.arrays["terminated"] | memory.arrays["truncated"])
+        return unfinished(lost, cut)
 
     def _decide(self, memory: _Memory, number: int, t: int) -> None:
         start = time.perf_counter()
@@ -279,7 +302,7 @@ class Collector:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`; without saved environments, start new episodes."""
-        self._generator.set_state(state["generator"])
+        restore(self._generator, state["generator"])
         self.version = state["version"]
         if "environments" not in state:
             self._obs, self._state = self._reset(), self._initial

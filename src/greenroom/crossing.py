@@ -24,15 +24,14 @@ class Crossing:
     """
 
     def __init__(self, spec: ObsSpec, num_envs: int, device: torch.device, *, apart: bool) -> None:
-        stacks = {name: part for name, part in parts_of(spec).items() if apart and part.stack > 1}
         # Pinned, so that the processor need not wait for the copy.
-        self._newest = {
+        self._crossing = {
             name: torch.empty(
-                (num_envs, part.shape[0] // part.stack, *part.shape[1:]),
+                (num_envs, part.shape[0] // part.stack, *part.shape[1:]) if part.stack > 1 else (num_envs, *part.shape),
                 dtype=part.dtype,
                 pin_memory=device.type == "cuda",
             )
-            for name, part in stacks.items()
+            for name, part in (parts_of(spec) if apart else {}).items()
         }
 
     def carry(self, step: Step, before: Obs, into: Obs) -> None:
@@ -48,14 +47,16 @@ class Crossing:
         """
         targets, known = parts_of(into), parts_of(before)
         for name, part in parts_of(step.obs).items():
-            if name in self._newest:
-                self._build(self._newest[name], part, known[name], targets[name])
+            crossing, target = self._crossing.get(name), targets[name]
+            if crossing is None:
+                target.copy_(part)
+            elif crossing.shape == part.shape:
+                target.copy_(crossing.copy_(part), non_blocking=True)
+            else:
+                self._build(crossing, part, known[name], target)
                 began = (step.terminated | step.truncated).nonzero().squeeze(1)
                 if len(began):
-                    target = targets[name]
                     target[began.to(target.device)] = part.index_select(0, began).to(target.device)
-            else:
-                targets[name].copy_(part)
 
     def _build(self, newest: Tensor, part: Tensor, before: Tensor, into: Tensor) -> None:
         """A stack that goes on, of the one before it and its own newest frame."""

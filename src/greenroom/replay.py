@@ -18,7 +18,7 @@ from greenroom.batch import Sequences as Sequences
 from greenroom.errors import UserError
 from greenroom.frames import FramePool
 from greenroom.maths.returns import fold
-from greenroom.seeding import generator
+from greenroom.seeding import generator, restore
 from greenroom.spec import ActionSpec, Bounded, Discrete, EnvSpec
 from greenroom.sumtree import Priorities
 from greenroom.transient import Transient
@@ -133,6 +133,7 @@ class Replay:
             "discount": torch.zeros(self.rows, device=where),
             "steps": torch.zeros(self.rows, dtype=torch.int32, device=where),  # m; 0: not to be learned from
         }
+        self._power = torch.tensor([self.gamma**m for m in range(self.config.n_step + 1)], device=where)
         self._states: dict[str, Tensor] = {}  # [rollouts, B, ...]: the acting policy's, at the start of each rollout
         exponent = self.config.priority_exponent
         self._priorities = Priorities(self.rows, exponent, where) if self.config.prioritised else None
@@ -337,7 +338,7 @@ class Replay:
             )
         self._first = self._now = state["now"]
         self._length = state["length"]
-        self._draws.set_state(state["draws"])
+        restore(self._draws, state["draws"])
         memory = state["memory"]
         self._allocate()
         if not memory:
@@ -381,10 +382,9 @@ class Replay:
         )
         folded, steps = fold(reward, terminated | truncated, n_step=self.config.n_step, gamma=self.gamma)
         last = torch.arange(len(steps), device=self._where).unsqueeze(1) + steps - 1
-        power = torch.tensor([self.gamma**m for m in range(self.config.n_step + 1)], device=self._where)
         self._arrays["folded"][rows] = folded.flatten()
         self._arrays["steps"][rows] = steps.flatten().int() * (self._arrays["steps"][rows] > 0)
-        self._arrays["discount"][rows] = power[steps].masked_fill(terminated.gather(0, last), 0.0).flatten()
+        self._arrays["discount"][rows] = self._power[steps].masked_fill(terminated.gather(0, last), 0.0).flatten()
 
     def _starts(self, length: int) -> range:
         """The numbers of the rollouts with whose start a sequence of this length may begin."""

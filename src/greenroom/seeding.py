@@ -24,3 +24,16 @@ def generator(seed: int, *path: str | int, device: torch.device | str = "cpu") -
 def generator_state(source: torch.Generator) -> Tensor:
     """The generator's state as a uint8 CPU tensor."""
     return source.get_state().clone()
+
+
+def restore(target: torch.Generator, state: Tensor) -> None:
+    """Continue from a saved state.
+
+    A processor's says nothing to a GPU's generator, nor the other way round: chance then begins anew, and does so in
+    the same way every time.
+    """
+    state = state.cpu()
+    if state.numel() == target.get_state().numel():
+        target.set_state(state)
+    else:
+        target.manual_seed(derive(zlib.crc32(state.numpy().tobytes()), "another device"))

@@ -38,7 +38,7 @@ class Run:
         try:
             if config.threads:
                 torch.set_num_threads(config.threads)
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive(config.seed, "initialisation"))
                 policy = make_policy(config, groups[0].spec, self.device, say)
             torch.set_num_threads(choose_threads(config, policy, groups[0].spec, self.device, say))

@@ -279,7 +279,8 @@ class QPolicy(nn.Module):
 
     def explore(self, epsilon: Sequence[float]) -> None:
         """Set the probabilities of a random action, as many as there were."""
-        self.epsilon.copy_(torch.tensor(epsilon))
+        # Pinned, so that the processor need not wait for the copy.
+        self.epsilon.copy_(torch.tensor(epsilon, pin_memory=self.epsilon.is_cuda), non_blocking=True)
 
     def evaluate(
         self, obs: Obs, state: State, cut: Tensor | None, generator: torch.Generator | None = None

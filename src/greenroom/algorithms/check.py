@@ -91,7 +91,7 @@ class _Builder:
     rollout_length: int
 
     def build(self, seed: int) -> Algorithm:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "initialisation"))
             policy = self.config.policy(self.policy, self.spec, "float32")
         algorithm = self.config.build(

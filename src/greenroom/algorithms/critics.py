@@ -146,7 +146,7 @@ class Critics:
         )
         self.draws = config.drawing.build()
         policy.at_random.fill_(not self.draws.started)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "initialisation", "critics"))
             self.online = Twins(policy, spec).to(device)
         self.target = config.target.build(self.online)

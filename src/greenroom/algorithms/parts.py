@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 import torch
 
+from greenroom.seeding import restore
+
 
 class Stateful(Protocol):
     """Something whose state belongs in the checkpoint."""
@@ -36,6 +38,6 @@ class Parts:
         """Continue from what `state_dict` gave."""
         for name, part in self._parts.items():
             if isinstance(part, torch.Generator):
-                part.set_state(state[name].cpu())
+                restore(part, state[name])
             else:
                 part.load_state_dict(state[name])

@@ -74,7 +74,7 @@ class PPO:
         self.rewards = Rewards(config.discounting, policy, num_envs)
         self.updater = Updater(config.optimizer, policy, num_envs=num_envs, total_steps=total_steps)
         self.updaters = (self.updater,)
-        self._generator = generator(seed, "learning")
+        self._generator = generator(seed, "learning", device=next(policy.parameters()).device)
         self._parts = Parts(policy=policy, rewards=self.rewards, updater=self.updater, generator=self._generator)
 
     def learn(self, rollout: Rollout) -> dict[str, Tensor]:

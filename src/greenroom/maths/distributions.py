@@ -60,7 +60,12 @@ class Categorical:
             self.log_probs.shape[:-1], generator=generator, device=cumulative.device, dtype=cumulative.dtype
         )
         threshold = (1.0 - uniform) * cumulative[..., -1]
-        return (cumulative < threshold.unsqueeze(-1)).sum(dim=-1)
+        choice = (cumulative < threshold.unsqueeze(-1)).sum(dim=-1)
+        if choice.device.type == "cpu":
+            return choice
+        # Elsewhere sums may be made in parallel, each in an order of its own: where a probability is zero, two
+        # neighbours can then differ in their last bit.
+        return torch.where(self.log_prob(choice).exp() > 0.0, choice, self.mode())
 
     def mode(self) -> Tensor:
         """int64 `[...]`."""
