@@ -6,18 +6,22 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import gymnasium
 import pytest
 import torch
 from torch import Tensor
 
 from greenroom import seeding
+from greenroom.envs import make
 from greenroom.envs.base import Snapshotable
-from greenroom.envs.device import DEVICE_ENVIRONMENTS, DeviceEnvironment, make_device
+from greenroom.envs.device import DEVICE_ENVIRONMENTS, DeviceEnvironment, make_device, model_of
 from greenroom.envs.faults import FaultConfig
 from greenroom.envs.lost_sales import LostSales
 from greenroom.envs.model import State, Transition
 from greenroom.errors import EnvironmentFault, UserError
+from greenroom.presets import preset
 from greenroom.spec import ArraySpec, Bounded, Discrete, EnvSpec, MultiDiscrete
 from greenroom.types import Step
 
@@ -309,6 +313,58 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
         make_device("lost-sales", 0)
 
 
+def test_a_model_of_ones_own_is_a_device_environment_by_name_or_itself() -> None:
+    for env in ("test_device:Countdown", Countdown):
+        stage = make(env, num_envs=2, kwargs={"horizon": 3}, say=lambda line: None)
+        assert isinstance(stage, DeviceEnvironment) and stage.model == Countdown(horizon=3)
+    assert preset(None, "test_device:Countdown") == dataclasses.replace(
+        preset("inventory", "lost-sales"), env="test_device:Countdown"
+    )
+    with pytest.raises(UserError, match="is a device environment; use --stage device or auto"):
+        make("test_device:Countdown", num_envs=2, stage="inline")
+
+
+def test_what_only_looks_like_a_model_is_not_one() -> None:
+    for env in ("CartPole-v1", "envpool:CartPole-v1", "gym_envs:Counter", "gym_envs:broken_factory", Observing):
+        assert model_of(env) is None
+    with pytest.raises(UserError, match="no device environment 'gym_envs:Counter', and no class with the methods init"):
+        make("gym_envs:Counter", num_envs=2, stage="device")
+
+
+class Observing(gymnasium.Env[Any, Any]):
+    """An environment with methods of its own that are called as a model's."""
+
+    def initial(self) -> None:
+        """Nothing."""
+
+    def observe(self) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"fails": True}, "test_device:Unfinished could not be built: ZeroDivisionError"),
+        ({}, "test_device:Unfinished: a model needs 'horizon', of type int; see greenroom.envs.model.Model"),
+        ({"fail": True}, "has no parameter 'fail'; did you mean 'fails'"),
+    ],
+)
+def test_a_model_that_lacks_something_is_named(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make("test_device:Unfinished", num_envs=2, kwargs=given)
+
+
+class Unfinished:
+    """Has no horizon, and may not even be built."""
+
+    spec = Countdown().spec
+    terminates = True
+    initial = step = observe = Countdown.observe
+
+    def __init__(self, fails: bool = False) -> None:
+        _ = 1 / (1 - fails)
+
+
 def descend(model: Countdown, limit: int = 100, *, restart: bool = True) -> Iterator[Step]:
     """Steps of 8 countdowns that each go down by one, or by two: those of odd number."""
     how = FaultConfig(on_env_error="restart" if restart else "stop", max_env_restarts=limit)
@@ -404,6 +460,7 @@ def test_huge_numbers_are_numbers() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 @pytest.mark.parametrize("name", DEVICE_ENVIRONMENTS)
 def test_on_a_gpu(name: str) -> None:
     """Everything stays there, and a model that never terminates does not wait for it outside the horizon."""
@@ -412,10 +469,12 @@ def test_on_a_gpu(name: str) -> None:
     action = actions_for(stage, torch.Generator()).cuda()
     for number in range(1, 45):
         quiet = name == "lost-sales" and number > 1 and number % 20 != 0
-        torch.cuda.set_sync_debug_mode("error" if quiet else "default")
-        stage.send(action)
-        step = stage.recv()
-        torch.cuda.set_sync_debug_mode("default")
+        try:
+            torch.cuda.set_sync_debug_mode("error" if quiet else "default")
+            stage.send(action)
+            step = stage.recv()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
         parts = [step.reward, step.terminated, step.truncated, step.episodes.index, step.episodes.returns]
         parts += list(step.obs.values()) if isinstance(step.obs, dict) else [step.obs]
         assert {part.device.type for part in parts} == {"cuda"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from greenroom.cli import main
 from greenroom.commands.live import COMMANDS
+from greenroom.envs import check_environment, make
 from greenroom.errors import EXIT_CODES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,12 +23,13 @@ def blocks(page: Path, language: str) -> list[str]:
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the documented `shop.py`, from where it can be imported."""
-    source = next(block for block in blocks(ROOT / "docs" / "environments.md", "python") if "class Shop" in block)
-    (tmp_path / "shop.py").write_text(source)
+    """A folder with the documented `shop.py` and `shops.py`, from where they can be imported."""
+    for name, kind in (("shop", "class Shop("), ("shops", "class Shops:")):
+        source = next(block for block in blocks(ROOT / "docs" / "environments.md", "python") if kind in block)
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "shop", raising=False)
     return tmp_path
 
 
@@ -41,11 +44,25 @@ def test_the_documented_environment_trains(shop: Path, capsys: pytest.CaptureFix
     assert "waste" in capsys.readouterr().out  # the declared signal is in the final table
 
 
-def test_the_documented_loop_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_documented_tensors_train(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check_environment(make("shops:Shops", num_envs=4, kwargs={"shelf": 30}, say=lambda line: None))
+    assert main(["list", "shops:Shops"]) == 0
+    assert "--env.shelf" in capsys.readouterr().out
+    words = ["train", "shops:Shops", "--env.shelf", "30", "--total-steps", "65536", "--run-dir", "run"]
+    assert main([*words, "--eval-episodes", "4"]) == 0
+    told = capsys.readouterr()
+    assert "stage: device (written as batched tensor code)" in told.err and "waste" in told.out
+    assert main(["evaluate", "run", "--episodes", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["length_mean"] == 50.0
+
+
+def test_the_documented_loop_runs(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = next(b for b in blocks(ROOT / "docs" / "environments.md", "python") if "greenroom.train(run)" in b)
     shorter = source.replace(
-        'greenroom.preset(None, "CartPole-v1")',
-        '__import__("dataclasses").replace(greenroom.preset(None, "CartPole-v1"), total_steps=2048)',
+        'greenroom.preset(None, "shop:Shop")',
+        '__import__("dataclasses").replace(greenroom.preset(None, "shop:Shop"), total_steps=2048)',
     )
     assert shorter != source
     exec(compile(shorter, "environments.md", "exec"), {})

@@ -244,6 +244,13 @@ def test_bounds_are_checked_unless_told_not_to() -> None:
     assert max(float(step.obs.max()) for step in steps_of(environment, 200)) == 7.0
 
 
+def test_the_choice_of_a_stage_puts_up_with_what_the_run_does() -> None:
+    for fault, faults in (("raise", RESTART), ("outside", FaultConfig(check_bounds=False))):
+        with pytest.raises(EnvironmentFault, match="environment 0, step"):
+            make("faults.flaky:Flaky", num_envs=4, kwargs={"fault": fault}, say=lambda line: None)
+        make("faults.flaky:Flaky", num_envs=4, kwargs={"fault": fault}, faults=faults, say=lambda line: None).close()
+
+
 def test_stages_refuse_what_they_cannot_do() -> None:
     with pytest.raises(UserError, match=r"no failures of single games.*leave out --on-env-error restart"):
         make("ALE/Pong-v5", num_envs=2, faults=RESTART, say=lambda line: None)
@@ -427,6 +434,29 @@ def test_a_failure_of_tensors_is_told_and_cannot_be_done_again(
     assert main(["reproduce", "run/faults/0001.json"]) == ExitCode.ERROR
     refused = capsys.readouterr().err
     assert "kept no actions" in refused and "the reward holds NaN or infinity" in refused
+
+
+def test_bounds_that_are_not_checked_are_none_when_a_failure_is_made_again(tmp_path: Path) -> None:
+    config = RunConfig(env="test_env_faults:Beyond", num_envs=2, stage="inline", total_steps=100)
+    config = dataclasses.replace(config, faults=FaultConfig(check_bounds=False))
+    with pytest.raises(EnvironmentFault, match="the conveyor jammed"):
+        launch(config, run_dir=tmp_path / "run", quiet=True)
+    assert reproduce(tmp_path / "run" / "faults" / "0001.json").same
+
+
+class Beyond(flaky.Flaky):
+    """Always outside of its space, and fails."""
+
+    def _observe(self) -> Any:
+        return np.full(3, 7.0, np.float32)
+
+
+def test_two_groups_have_one_limit(tmp_path: Path) -> None:
+    config = RunConfig(env="faults.flaky:Flaky", num_envs=4, stage="inline", collect="double", total_steps=10_000)
+    config = dataclasses.replace(config, faults=dataclasses.replace(RESTART, max_env_restarts=5))
+    with pytest.raises(EnvironmentFault, match="failure number 6 of this sitting, max_env_restarts is 5"):
+        launch(config, run_dir=tmp_path / "run", quiet=True)
+    assert len(list((tmp_path / "run" / "faults").iterdir())) == 6
 
 
 def test_numbers_that_json_does_not_know_survive(tmp_path: Path) -> None:

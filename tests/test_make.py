@@ -18,6 +18,7 @@ from greenroom.envs.base import Environment
 from greenroom.envs.choose import largest_divisor, measure_step
 from greenroom.envs.device import DeviceEnvironment
 from greenroom.envs.factory import Factory
+from greenroom.envs.faults import FaultConfig
 from greenroom.envs.inline import InlineEnvironment
 from greenroom.envs.workers import WorkersEnvironment
 from greenroom.errors import UserError
@@ -64,7 +65,7 @@ def test_batched_and_native_environments_need_no_measurement(open_stage: Any) ->
 def test_rule(
     microseconds: int, num_envs: int, cores: int, stage: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choose, "measure_step", lambda factory, num_envs: microseconds * 1e-6)
+    monkeypatch.setattr(choose, "measure_step", lambda factory, num_envs, faults: microseconds * 1e-6)
     monkeypatch.setattr(choose, "available_cores", lambda: cores)
     monkeypatch.setattr(FreeCores, "mean", lambda self: cores - 1.0)
     choice = choose._by_measurement(Factory(env="X"), num_envs)
@@ -73,7 +74,7 @@ def test_rule(
 
 @pytest.mark.parametrize(("free", "stage"), [(0.9, "joint"), (0.1, "inline"), (None, "joint")])
 def test_busy_cores_are_left_alone(free: float | None, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "measure_step", lambda factory, num_envs: 8e-6)
+    monkeypatch.setattr(choose, "measure_step", lambda factory, num_envs, faults: 8e-6)
     monkeypatch.setattr(choose, "available_cores", lambda: 2)
     monkeypatch.setattr(FreeCores, "mean", lambda self: free)
     choice = choose._by_measurement(Factory(env="X"), 64)
@@ -102,7 +103,7 @@ def test_measurement_is_short_and_right() -> None:
 def test_cheap_steps_are_measured_with_several(monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[int] = []
 
-    def measure(factory: Factory, num_envs: int) -> float:
+    def measure(factory: Factory, num_envs: int, faults: FaultConfig) -> float:
         measured.append(num_envs)
         return 20e-6 if num_envs == 1 else 9e-6
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from greenroom.config import RunConfig, load_file
 from greenroom.envs import make
 from greenroom.envs.base import Environment
 from greenroom.envs.choose import largest_divisor
-from greenroom.envs.device import DEVICE_ENVIRONMENTS
+from greenroom.envs.device import model_of
+from greenroom.errors import UserError
 from greenroom.evaluation import Evaluation, evaluate
 from greenroom.folder import RunFolder
 from greenroom.policy import Policy
@@ -30,7 +32,7 @@ _LARGEST_EVALUATION = 64
 
 def evaluation_environment(config: RunConfig, episodes: int) -> Environment:
     """Environments for evaluating a run's policy: as those of the run, but only as many as the episodes need."""
-    most = config.num_envs if config.env in DEVICE_ENVIRONMENTS else _LARGEST_EVALUATION
+    most = config.num_envs if model_of(config.env) else _LARGEST_EVALUATION
     count = largest_divisor(episodes, most)
     return make(
         config.env,
@@ -137,10 +139,25 @@ def examine(
         video: also record one episode into the run's folder.
 
     Raises:
-        UserError: not a run, no checkpoint, or an environment that cannot be built or rendered.
+        UserError: not a run, no checkpoint, no episodes, or an environment that cannot be built or rendered.
     """
+    if episodes < 1 or seed < 0:
+        raise UserError(f"episodes must be at least 1 and the seed at least 0, not {episodes} and {seed}")
     config, policy = load_policy(run_dir, which=which)
     device = choose_device(config)
+    path = None
+    if video:  # before what takes longer, for not everything can be filmed
+        suffix = ".mp4" if importlib.util.find_spec("imageio_ffmpeg") else ".gif"
+        path = record(
+            policy,
+            config.env,
+            config.env_kwargs,
+            Path(run_dir) / f"episode-{which}{suffix}",
+            seed=seed,
+            greedy=greedy,
+            stage=config.stage,
+            faults=dataclasses.replace(config.faults, on_env_error="stop"),
+        )
     environment = evaluation_environment(config, episodes)
     try:
         with limited(worthwhile(policy, environment.spec, environment.num_envs, device=device)):
@@ -148,9 +165,4 @@ def examine(
     finally:
         environment.close()
     comparison = baselines.report(policy, config.env, config.env_kwargs, seed=seed, device=device) if greedy else None
-    path = None
-    if video:
-        suffix = ".mp4" if importlib.util.find_spec("imageio_ffmpeg") else ".gif"
-        target = Path(run_dir) / f"episode-{which}{suffix}"
-        path = record(policy, config.env, config.env_kwargs, target, seed=seed, greedy=greedy, stage=config.stage)
     return Report(evaluation=evaluation, comparison=comparison, video=path)

@@ -23,7 +23,7 @@ from torch import Tensor
 from greenroom.config import RunConfig
 from greenroom.envs.base import Environment
 from greenroom.envs.check import RandomActor
-from greenroom.envs.device import DEVICE_ENVIRONMENTS
+from greenroom.envs.device import model_of
 from greenroom.envs.factory import Factory
 from greenroom.envs.native import native_for
 from greenroom.errors import EnvironmentFault, UserError
@@ -209,7 +209,7 @@ def single(env: str, kwargs: Mapping[str, Any] | None = None) -> Work:
     A Gymnasium environment is stepped as it is, without greenroom in between; one that has no such form (native,
     device) on its own stage with num_envs 1. Actions are drawn beforehand, unless masks say what is allowed.
     """
-    if env in DEVICE_ENVIRONMENTS or native_for(env):
+    if model_of(env) or native_for(env):
         return environment(RunConfig(env=env, env_kwargs=dict(kwargs or {}), num_envs=1, device="cpu"))
     return _plain_loop(Factory(env=env, kwargs=dict(kwargs or {})))
 

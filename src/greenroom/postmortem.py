@@ -14,7 +14,7 @@ from typing import Any
 from greenroom.config import RunConfig
 from greenroom.envs.board import Board
 from greenroom.envs.factory import Factory
-from greenroom.envs.faults import traceback_of
+from greenroom.envs.faults import FaultConfig, Tolerance, traceback_of
 from greenroom.envs.gym import Cast
 from greenroom.errors import EnvironmentFault, Fault, UserError
 from greenroom.folder import RunFolder, write_json
@@ -33,11 +33,16 @@ class Postmortems:
 
     def __init__(self, folder: RunFolder, config: RunConfig, say: Callable[[str], None]) -> None:
         self._folder, self._config, self._say = folder, config, say
-        self._mended = 0
+        self._mended, self._tolerance = 0, Tolerance(config.faults.max_env_restarts)
 
     def note(self, faults: Sequence[Fault]) -> None:
-        """These were mended."""
+        """These were mended.
+
+        Raises:
+            EnvironmentFault: of two groups of environments, each of which counts its own, it is one too many.
+        """
         for fault in faults:
+            self._tolerance.count(fault)
             self._mended += 1
             anew = f"started anew, {self._mended} of at most {self._config.faults.max_env_restarts} times"
             self._say(f"{fault.what}; {anew}{self._keep(fault)}")
@@ -59,6 +64,7 @@ class Postmortems:
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 "env": self._config.env,
                 "env_kwargs": self._config.env_kwargs,
+                "check_bounds": self._config.faults.check_bounds,
                 **dataclasses.asdict(fault),
                 "actions": _finite(fault.actions),
             }
@@ -118,7 +124,8 @@ def reproduce(path: str | Path) -> Reproduction:
     exact = seed is not None and len(actions) == told["steps"]
     if not exact:
         actions = actions[-told["step"] :] if told["step"] else []
-    cast = Cast(Factory(env=told["env"], kwargs=told["env_kwargs"]), index, 1)
+    faults = FaultConfig(check_bounds=told.get("check_bounds") is not False)  # files of version 0.1.0 may not tell
+    cast = Cast(Factory(env=told["env"], kwargs=told["env_kwargs"]), index, 1, faults)
     failure = None
     try:
         cast.enter(board := Board(cast.layout, num_envs=index + 1, num_workers=0))

@@ -17,8 +17,9 @@ from torch import Tensor
 from greenroom import seeding
 from greenroom.envs.ale import AleEnvironment
 from greenroom.envs.base import Environment
-from greenroom.envs.device import DEVICE_ENVIRONMENTS
+from greenroom.envs.device import model_of
 from greenroom.envs.factory import Factory, Source
+from greenroom.envs.faults import BY_DEFAULT, FaultConfig
 from greenroom.envs.inline import InlineEnvironment
 from greenroom.envs.native import ale_config, native_for
 from greenroom.errors import UserError, nearest
@@ -62,6 +63,7 @@ def record(
     max_steps: int = 10_000,
     greedy: bool = True,
     stage: str = "auto",
+    faults: FaultConfig = BY_DEFAULT,
 ) -> Path:
     """Film one episode, from its first observation to its last.
 
@@ -75,6 +77,7 @@ def record(
         max_steps: agent steps after which filming stops, ≥ 1.
         greedy: take the policy's best action instead of a sampled one.
         stage: the one the policy was trained on, because Atari looks different through Gymnasium (`inline`, `workers`).
+        faults: what counts as a failure of the environment, as in training.
 
     Returns:
         Where the film is.
@@ -87,7 +90,7 @@ def record(
     if max_steps < 1:
         raise UserError(f"a film needs max_steps of at least 1, not {max_steps}")
     write = _write_gif if path.suffix == ".gif" else _mp4_writer()
-    film = _open(env, kwargs, stage)
+    film = _open(env, kwargs, stage, faults)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         free = _free(path)
@@ -121,8 +124,8 @@ def _pictures(film: Film, policy: Actor, seed: int, max_steps: int, greedy: bool
             state = restart(decision.state, initial, (step.terminated | step.truncated).to(device))
 
 
-def _open(env: Source, kwargs: Mapping[str, Any], stage: str) -> Film:
-    if isinstance(env, str) and env in DEVICE_ENVIRONMENTS:
+def _open(env: Source, kwargs: Mapping[str, Any], stage: str, faults: FaultConfig) -> Film:
+    if model_of(env):
         raise UserError(f"{env} cannot be filmed: a device environment is numbers only, it draws no pictures")
     native = native_for(env) if isinstance(env, str) and stage in ("auto", "native") else None
     if native == "ale":
@@ -131,7 +134,7 @@ def _open(env: Source, kwargs: Mapping[str, Any], stage: str) -> Film:
         raise UserError(
             f"{env} cannot be filmed: {native} draws no pictures here; film the Gymnasium task of that name"
         )
-    return GymnasiumFilm(env, kwargs)
+    return GymnasiumFilm(env, kwargs, faults)
 
 
 class AtariFilm:
@@ -173,7 +176,7 @@ def _enlarged(screen: Tensor) -> Picture:
 class GymnasiumFilm:
     """A Gymnasium environment that draws itself (render mode `rgb_array`)."""
 
-    def __init__(self, env: Source, kwargs: Mapping[str, Any]) -> None:
+    def __init__(self, env: Source, kwargs: Mapping[str, Any], faults: FaultConfig) -> None:
         plain = Factory(env=env, kwargs=kwargs)
         trial = plain.build()
         modes = trial.metadata.get("render_modes", [])
@@ -187,7 +190,7 @@ class GymnasiumFilm:
         drawn = Factory(env=env, kwargs={**kwargs, "render_mode": "rgb_array"}).build()
         # Keeps what was drawn before the reset that comes with an episode's end.
         self._camera: RenderCollection[Any, Any] = RenderCollection(drawn, reset_clean=False)
-        self.environment: Environment = InlineEnvironment(self._camera_env, num_envs=1)
+        self.environment: Environment = InlineEnvironment(self._camera_env, num_envs=1, faults=faults)
 
     def reset(self, seed: int) -> tuple[Obs, Picture]:
         """Start an episode."""

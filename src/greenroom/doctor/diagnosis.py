@@ -231,7 +231,8 @@ def _suggestion(config: RunConfig, other: RunConfig, rate: Rate, own: Rate) -> S
 def _resolved(config: RunConfig) -> tuple[RunConfig, str]:
     """The run with a particular stage in place of `auto`, and what people call it."""
     groups = 2 if config.collect == "double" else 1
-    chosen = choose(config.env, config.num_envs // groups, config.stage, config.num_workers or None, config.env_kwargs)
+    num_envs, workers = config.num_envs // groups, config.num_workers or None
+    chosen = choose(config.env, num_envs, config.stage, workers, config.env_kwargs, config.faults)
     if chosen.stage in ("native", "device"):
         return config, chosen.title
     number = 0 if chosen.stage == "inline" else chosen.num_workers

@@ -15,7 +15,7 @@ import torch
 from greenroom.config import RunConfig
 from greenroom.envs.base import Stage
 from greenroom.envs.choose import largest_divisor
-from greenroom.envs.device import DEVICE_ENVIRONMENTS
+from greenroom.envs.device import model_of
 from greenroom.envs.native import native_for
 from greenroom.errors import UserError
 from greenroom.measure import Rate
@@ -84,7 +84,7 @@ def _trials(against: RunConfig, others: list[RunConfig], measure: Measure) -> li
 
 def stages(config: RunConfig, cores: int) -> Iterator[RunConfig]:
     """Other places to step the same environments in, and other numbers of workers or of C++ threads."""
-    if config.env in DEVICE_ENVIRONMENTS:
+    if model_of(config.env):
         return
     counts = {max(1, cores // 2), cores, 2 * cores}
     if native_for(config.env):

@@ -14,7 +14,7 @@ import numpy as np
 from greenroom.config import RunConfig
 from greenroom.doctor.search import Trial, changed
 from greenroom.doctor.silence import silenced
-from greenroom.envs.device import DEVICE_ENVIRONMENTS
+from greenroom.envs.device import model_of
 from greenroom.envs.factory import Factory
 from greenroom.envs.gym import layout_of_env
 from greenroom.envs.native import native_for
@@ -87,7 +87,7 @@ def watch(env: str, kwargs: Mapping[str, Any]) -> Vitals | None:
     Raises:
         UserError: it cannot be built, or fails.
     """
-    if env in DEVICE_ENVIRONMENTS or native_for(env):
+    if model_of(env) or native_for(env):
         return None
     simulator = Factory(env=env, kwargs=dict(kwargs)).build()
     try:

@@ -10,8 +10,9 @@ from typing import Any
 
 import docstring_parser
 
-from greenroom.envs.ale import AleConfig
-from greenroom.envs.device import DEVICE_ENVIRONMENTS
+from greenroom.envs.ale import AleConfig, rom_of
+from greenroom.envs.device import model_of
+from greenroom.envs.envpool import options_of
 from greenroom.envs.factory import Factory
 from greenroom.envs.native import native_for
 
@@ -33,10 +34,14 @@ def arguments_of(env: str) -> list[Argument]:
     Raises:
         UserError: there is no such environment.
     """
-    if env in DEVICE_ENVIRONMENTS:
-        return _of(DEVICE_ENVIRONMENTS[env])
-    if native_for(env) == "ale":
+    if (maker := model_of(env)) is not None:
+        return _of(maker)
+    native = native_for(env)
+    if native == "ale":
+        rom_of(env)  # whether there is such a game
         return _of(AleConfig)
+    if native == "envpool":
+        return [Argument(name=name, default=str(value), about="") for name, value in options_of(env).items()]
     return _of(Factory(env=env).signature)
 
 

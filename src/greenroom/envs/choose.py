@@ -92,7 +92,7 @@ def make(
         raise UserError(f"num_workers must be at least 1, not {num_workers}")
     if num_workers is None and faults.limited:  # only a worker can be told to stop
         num_workers = largest_divisor(num_envs, available_cores())
-    choice = choose(env, num_envs, stage, num_workers, given)
+    choice = choose(env, num_envs, stage, num_workers, given, faults)
     _check_faults(faults, choice.stage)
     environment = _build(env, choice, num_envs, given, device, faults, alert)
     say(f"stage: {choice.title} ({choice.reason})")
@@ -127,7 +127,14 @@ def list_environments() -> dict[str, list[str]]:
     }
 
 
-def choose(env: Source, num_envs: int, stage: Stage, num_workers: int | None, kwargs: Mapping[str, Any]) -> Choice:
+def choose(
+    env: Source,
+    num_envs: int,
+    stage: Stage,
+    num_workers: int | None,
+    kwargs: Mapping[str, Any],
+    faults: FaultConfig = BY_DEFAULT,
+) -> Choice:
     """The stage that `make` would build for the same arguments."""
     if stage not in _STAGES:
         raise UserError(f"unknown stage {stage!r}{nearest(stage, _STAGES)}")
@@ -141,28 +148,28 @@ def choose(env: Source, num_envs: int, stage: Stage, num_workers: int | None, kw
         return Choice(stage="workers" if stage == "auto" else stage, reason="as asked", num_workers=asked)
     if stage != "auto":
         return Choice(stage=stage, reason="as asked", num_workers=num_workers or 0)
-    return _by_measurement(Factory(env=env, kwargs=kwargs), num_envs)
+    return _by_measurement(Factory(env=env, kwargs=kwargs), num_envs, faults)
 
 
 def _only_stage(env: Source) -> Choice | None:
     """The stage of an environment that needs no measurement."""
-    from greenroom.envs.device import DEVICE_ENVIRONMENTS
+    from greenroom.envs.device import model_of
     from greenroom.envs.native import native_for
 
+    if model_of(env):
+        return Choice(stage="device", reason="written as batched tensor code")
     if not isinstance(env, str):
         return None
-    if env in DEVICE_ENVIRONMENTS:
-        return Choice(stage="device", reason="written as batched tensor code")
     if ":" not in env and not native_for(env) and env not in gymnasium.registry:
         raise unknown(env, (name for names in list_environments().values() for name in names))
     native = native_for(env)
     return Choice(stage="native", reason=f"{native} steps it in C++ threads") if native else None
 
 
-def _by_measurement(factory: Factory, num_envs: int) -> Choice:
+def _by_measurement(factory: Factory, num_envs: int, faults: FaultConfig = BY_DEFAULT) -> Choice:
     cores, free = available_cores(), FreeCores()
     num_workers = largest_divisor(num_envs, cores)
-    seconds = measure_step(factory, num_envs)
+    seconds = measure_step(factory, num_envs, faults)
     unused = free.mean()
     inline = seconds * num_envs
     cost = f"one {factory.name} step takes {_time(seconds)}"
@@ -184,19 +191,19 @@ def _by_measurement(factory: Factory, num_envs: int) -> Choice:
     return Choice(stage=stage, reason=expected, num_workers=num_workers)
 
 
-def measure_step(factory: Factory, num_envs: int = 1) -> float:
+def measure_step(factory: Factory, num_envs: int = 1, faults: FaultConfig = BY_DEFAULT) -> float:
     """Seconds that one step of one of `num_envs` takes, with random actions, checks and resets included.
 
     What costs the same for one as for many is not counted for each: where it matters, because a step is cheap, several
     are measured.
     """
-    seconds = _measure(factory, 1)
+    seconds = _measure(factory, 1, faults)
     several = min(num_envs, _SEVERAL)
-    return _measure(factory, several) if seconds < _CHEAP_SECONDS and several > 1 else seconds
+    return _measure(factory, several, faults) if seconds < _CHEAP_SECONDS and several > 1 else seconds
 
 
-def _measure(factory: Factory, num_envs: int) -> float:
-    cast = Cast(factory, 0, num_envs)
+def _measure(factory: Factory, num_envs: int, faults: FaultConfig) -> float:
+    cast = Cast(factory, 0, num_envs, faults)
     try:
         board = Board(cast.layout, num_envs=num_envs, num_workers=0)
         cast.enter(board)
@@ -259,15 +266,15 @@ def _build(
             faults=faults,
             alert=alert,
         )
+    if choice.stage == "device":
+        from greenroom.envs.device import make_device
+
+        return make_device(env, num_envs, kwargs, device, faults)
     if not isinstance(env, str):
-        raise UserError(f"a callable cannot run on stage {choice.stage}; use --stage inline, workers or auto")
-    if choice.stage == "native":
-        from greenroom.envs.native import make_native
+        raise UserError("a callable cannot run on stage native; use --stage inline, workers or auto")
+    from greenroom.envs.native import make_native
 
-        return make_native(env, num_envs, choice.num_workers, kwargs, faults)
-    from greenroom.envs.device import make_device
-
-    return make_device(env, num_envs, kwargs, device, faults)
+    return make_native(env, num_envs, choice.num_workers, kwargs, faults)
 
 
 def _time(seconds: float) -> str:

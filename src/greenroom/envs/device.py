@@ -10,20 +10,25 @@ import inspect
 import reprlib
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
+import gymnasium
 import torch
 from torch import Tensor
 
 from greenroom import seeding
 from greenroom.envs.base import EpisodeTracker
 from greenroom.envs.cartpole import CartPole
+from greenroom.envs.factory import Factory, Source
 from greenroom.envs.faults import BY_DEFAULT, FaultConfig
 from greenroom.envs.lost_sales import LostSales
 from greenroom.envs.model import Model, State, Transition
+from greenroom.envs.native import native_for
 from greenroom.envs.probes import PROBES
 from greenroom.envs.rows import Rows, broken, finite
 from greenroom.errors import EnvironmentFault, Fault, UserError, nearest
-from greenroom.spec import Bounded, MultiDiscrete
+from greenroom.imports import module_of
+from greenroom.spec import Bounded, EnvSpec, MultiDiscrete
 from greenroom.types import Obs, Step, map_obs, parts_of, restart
 
 
@@ -201,7 +206,7 @@ class DeviceEnvironment:
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Continue from `state`, which may have been saved on another device of the same kind."""
+        """Continue from `state`, which may have been saved on another device."""
         saved, age, tracker = state["state"], state["age"], state["tracker"]
         dynamics, resets = state["dynamics"], state["resets"]
         assert isinstance(saved, dict) and isinstance(tracker, dict)
@@ -211,8 +216,8 @@ class DeviceEnvironment:
         self._state = {name: part.to(self.device, copy=True) for name, part in saved.items()}
         self._age.copy_(age)
         self._tracker.load_state_dict(tracker)
-        self._dynamics.set_state(dynamics.cpu())
-        self._resets.set_state(resets.cpu())
+        seeding.restore(self._dynamics, dynamics)
+        seeding.restore(self._resets, resets)
         self._action = None
         self._rows.started(None)
 
@@ -251,30 +256,64 @@ DEVICE_ENVIRONMENTS: dict[str, Callable[..., Model]] = {
 """Name → what makes the model: a frozen dataclass of parameters, or a function without any."""
 
 
+def model_of(env: Source) -> Callable[..., Model] | None:
+    """What makes the model of a device environment; None where `env` is of another kind.
+
+    Args:
+        env: a key of `DEVICE_ENVIRONMENTS`, or a class of one's own that has the methods of a `Model`, by name
+            (`package.module:Class`) or itself.
+
+    Raises:
+        UserError: the module cannot be imported.
+    """
+    found: Any = env
+    if isinstance(env, str):
+        if env in DEVICE_ENVIRONMENTS:
+            return DEVICE_ENVIRONMENTS[env]
+        module, colon, name = env.rpartition(":")
+        if not colon or native_for(env):
+            return None
+        found = getattr(module_of(module, env), name, None)
+    if not isinstance(found, type) or issubclass(found, gymnasium.Env):
+        return None
+    model: Any = found
+    return model if all(callable(getattr(model, name, None)) for name in ("initial", "step", "observe")) else None
+
+
 def make_device(
-    name: str,
+    env: Source,
     num_envs: int,
     kwargs: Mapping[str, object] | None = None,
     device: torch.device | str = "cpu",
     faults: FaultConfig = BY_DEFAULT,
 ) -> DeviceEnvironment:
-    """Build the device environment `name` with B actors.
+    """Build a device environment with B actors.
 
     Args:
-        name: a key of `DEVICE_ENVIRONMENTS`.
+        env: what `model_of` knows.
         num_envs: B, at least 1.
-        kwargs: values for the fields of that environment's dataclass; the rest keep their defaults.
+        kwargs: the model's own arguments; the rest keep their defaults.
         device: where its tensors are to live.
         faults: whether a row that holds NaN or infinity ends the run, or is started anew.
 
     Raises:
-        UserError: unknown name, unknown keyword, or a value that the environment refuses.
+        UserError: unknown name, unknown keyword, a value that the environment refuses, or what is no model.
     """
-    if name not in DEVICE_ENVIRONMENTS:
-        raise UserError(f"no device environment {name!r}{nearest(name, DEVICE_ENVIRONMENTS)}")
-    factory = DEVICE_ENVIRONMENTS[name]
-    known = inspect.signature(factory).parameters
+    maker, name = model_of(env), Factory(env=env).name
+    if maker is None:
+        own = ", and no class with the methods initial, step and observe" if ":" in name else ""
+        raise UserError(f"no device environment {name!r}{own or nearest(name, DEVICE_ENVIRONMENTS)}")
+    known = inspect.signature(maker).parameters
     for key in kwargs or {}:
         if key not in known:
             raise UserError(f"{name} has no parameter {key!r}{nearest(key, known)}")
-    return DeviceEnvironment(factory(**(kwargs or {})), num_envs, device, faults)
+    try:
+        model = maker(**(kwargs or {}))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{name} could not be built: {type(error).__name__}: {error}") from error
+    for part, kind in (("spec", EnvSpec), ("horizon", int), ("terminates", bool)):
+        if not isinstance(getattr(model, part, None), kind):
+            raise UserError(f"{name}: a model needs {part!r}, of type {kind.__name__}; see greenroom.envs.model.Model")
+    return DeviceEnvironment(model, num_envs, device, faults)

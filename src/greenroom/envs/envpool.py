@@ -36,6 +36,25 @@ _STAGE_OPTIONS = {"num_envs", "batch_size", "num_threads", "seed", "env_seed"}
 _STAGE_OPTIONS |= {"max_num_players", "base_path", "gym_reset_return_info"}
 
 
+def options_of(env: str) -> dict[str, Any]:
+    """The options of the task that `env` names, each with its default.
+
+    Raises:
+        UserError: EnvPool is not installed, or has no such task.
+    """
+    try:
+        import envpool
+    except ImportError as error:
+        raise UserError(f'{env} needs the extra "envpool": pip install "greenroom[envpool]" ({error})') from error
+    task = env.removeprefix(PREFIX)
+    if task not in envpool.list_all_envs():
+        hint = nearest(task, envpool.list_all_envs())
+        hint = hint if "did you mean" in hint else "; envpool.list_all_envs() names what there is"
+        raise UserError(f"unknown EnvPool task {task!r} in {env!r}{hint}")
+    config = envpool.make_spec(task).config._asdict()
+    return {name: default for name, default in config.items() if name not in _STAGE_OPTIONS}
+
+
 class EnvPoolEnvironment:
     """B EnvPool environments stepped by C++ threads. Cannot be snapshotted."""
 
@@ -60,16 +79,10 @@ class EnvPoolEnvironment:
         Raises:
             UserError: EnvPool is not installed, unknown task or option, bad value, unsupported space.
         """
-        try:
-            import envpool
-        except ImportError as error:
-            raise UserError(f'{env} needs the extra "envpool": pip install "greenroom[envpool]" ({error})') from error
+        options = options_of(env)
+        import envpool
+
         self._task = env.removeprefix(PREFIX)
-        if self._task not in envpool.list_all_envs():
-            hint = nearest(self._task, envpool.list_all_envs())
-            hint = hint if "did you mean" in hint else "; envpool.list_all_envs() names what there is"
-            raise UserError(f"unknown EnvPool task {self._task!r} in {env!r}{hint}")
-        options = set(envpool.make_spec(self._task).config._fields) - _STAGE_OPTIONS
         for name in kwargs:
             if name not in options:
                 raise UserError(f"{env} has no option {name!r}" + nearest(name, options))

@@ -87,6 +87,8 @@ class LostSales:
         for name, given, known in (("demand", self.demand, get_args(Demand)), ("start", self.start, get_args(Start))):
             if given not in known:
                 raise UserError(f"lost-sales: no {name} {given!r}{nearest(str(given), known)}")
+        if not isinstance(self.observe_parameters, bool):
+            raise UserError(f"lost-sales: observe_parameters must be true or false, not {self.observe_parameters!r}")
         for name in PARAMETERS:
             given = getattr(self, name)
             # A tuple can be compared, hashed and written to a file.

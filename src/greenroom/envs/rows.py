@@ -74,14 +74,14 @@ class Rows:
         Args:
             obs: `[B, ...]`.
             reward: `[B]`.
-            signals: `[B]` each; looked at only where something else is wrong.
+            signals: `[B]` each.
             step_of: the step of an environment's episode.
             beside: what else is known of an environment's failure.
 
         Raises:
             EnvironmentFault: they are not to be started anew, or not so many.
         """
-        if finite(obs, reward):
+        if finite(obs, reward, *signals.values()):
             return None, ()
         answer = {"the reward": reward, **{f"signal {name!r}": part for name, part in signals.items()}}
         answer |= {f"observation {name!r}" if name else "the observation": part for name, part in parts_of(obs).items()}

@@ -313,7 +313,7 @@ def action_form(space: Any) -> ActionForm:
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
         raise UserError(
             f"the action space {space} needs finite bounds with low < high; give the environment's Box finite bounds, "
-            "or wrap it in gymnasium.wrappers.TransformAction with a bounded Box (RescaleAction, ClipAction)"
+            "or wrap it in gymnasium.wrappers.TransformAction with a bounded Box"
         )
     return ActionForm(
         kind="bounded",

@@ -6,13 +6,14 @@ The others were tuned on the tasks that `docs/results.md` names.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from greenroom.algorithms import AlgorithmConfig
 from greenroom.config import RunConfig, component
-from greenroom.envs.device import DEVICE_ENVIRONMENTS
+from greenroom.envs.device import model_of
 from greenroom.errors import UserError, nearest
 from greenroom.presets import atari, classic, continuous, inventory
 
@@ -88,11 +89,12 @@ _DEFAULTS: dict[str, dict[str | None, str]] = {
 
 
 def _family(env: str) -> str:
-    """Which defaults fit, from the name alone: nothing is built to find out."""
+    """Which defaults fit; nothing is built to find out."""
     if env.startswith("ALE/"):
         return "atari"
-    if env in DEVICE_ENVIRONMENTS:
-        return "device"
+    with contextlib.suppress(UserError):  # whoever builds it will say what is wrong
+        if model_of(env):
+            return "device"
     import gymnasium
 
     registered = gymnasium.registry.get(env)
