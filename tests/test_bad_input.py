@@ -76,6 +76,16 @@ def rejected(words: list[str], capsys: Capture, said_by_others: str = "") -> str
         (["lost-sales", "--minibatches", "17"], "minibatches (17)", "num_envs × rollout_length = 16"),
         (["lost-sales", "--total-steps", "0"], "total_steps must be at least 1, not 0", ""),
         (["lost-sales", "--env.lead_time", "0"], "lead_time must be a whole number", "1 or more, not 0"),
+        (["lost-sales", "--env.observe_parameters", "yes please"], "observe_parameters must be true or false", ""),
+        (
+            ["lost-sales", "--check", "greenroom.envs.factory:Factory"],
+            "--check greenroom.envs.factory:Factory",
+            "TypeError",
+        ),
+        (["lost-sales", "--critic-patience", "0"], "critic_patience must be at least 1, not 0", ""),
+        (["lost-sales", "--collapse-episodes", "1"], "collapse_episodes must be at least 2, not 1", ""),
+        (["lost-sales", "--constraint-episodes", "0"], "constraint_episodes must be at least 1, not 0", ""),
+        (["lost-sales", "--still-looks", "0"], "still_looks must be at least 1, not 0", ""),
         (["CartPole-v1", "--network", "nips"], "a convolutional network needs 3 axes", "use --network mlp"),
     ],
 )
@@ -214,6 +224,19 @@ def test_a_run_folder_that_is_taken(run: Path, tmp_path: Path, capsys: Capture) 
     message = rejected(["train", "probe-observation", "--run-dir", str(file), *TINY], capsys)
     assert str(file) in message and "another --run-dir" in message
     assert file.read_text() == "precious"
+
+
+@pytest.mark.parametrize("words", [["--episodes", "0"], ["--episodes", "-3"], ["--seed", "-1"]])
+def test_an_evaluation_of_nothing(words: list[str], run: Path, capsys: Capture) -> None:
+    message = rejected(["evaluate", str(run), *words], capsys)
+    assert "episodes must be at least 1 and the seed at least 0" in message and words[1] in message
+
+
+def test_a_log_that_someone_spoiled(run: Path, capsys: Capture) -> None:
+    whole = (run / "metrics.jsonl").read_bytes()
+    (run / "metrics.jsonl").write_bytes(b"not a line\n" + whole)
+    assert "metrics.jsonl, line 1 is not a log line; mend or delete it" in rejected(["status", str(run)], capsys)
+    (run / "metrics.jsonl").write_bytes(whole)
 
 
 @pytest.mark.parametrize("command", ["resume", "evaluate", "compare"])

@@ -22,6 +22,7 @@ from greenroom.cli import _COMMANDS, main
 from greenroom.commands.options import CHOICES
 from greenroom.config import NETWORKS, OPTIMIZERS, SEAMS, RunConfig, load_file
 from greenroom.errors import EXIT_CODES, ExitCode
+from greenroom.health.settings import HealthConfig
 from greenroom.presets import PRESETS, preset
 
 
@@ -135,6 +136,11 @@ def test_the_usage_names_every_command(words: list[str], capsys: pytest.CaptureF
         ("--env.lead-time=2 lost-sales", {"env_kwargs": {"lead_time": 2}}),
         ("lost-sales --env.penalty=[4,9] --env.start empty", {"env_kwargs": {"penalty": [4, 9], "start": "empty"}}),
         ("lost-sales --sinks", {"sinks": ()}),
+        (
+            "--check a:b --constraint c=1 lost-sales --constraint d=2",
+            {"monitor": HealthConfig(check=("a:b",), constraint=("c=1", "d=2"))},
+        ),
+        ("--constraint holding=1 cartpole", {"env": "cartpole", "monitor": HealthConfig(constraint=("holding=1",))}),
         ("", {}),
     ],
 )  # fmt: skip
@@ -238,6 +244,7 @@ def test_list_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
         ("ALE/Pong-v5", {"repeat_action_probability": "0.0", "noop_max": "30", "full_action_space": "False"}),
         ("CartPole-v1", {"sutton_barto_reward": "False"}),
         ("gym_envs:needs_argument", {"size": "", "speed": "1.0"}),
+        ("envpool:CartPole-v1", {"max_episode_steps": "500"}),
     ],
 )
 def test_list_shows_an_environments_own_options(
@@ -248,6 +255,11 @@ def test_list_shows_an_environments_own_options(
     rows = {words[0]: words[1:] for line in capsys.readouterr().out.splitlines() if (words := line.split())}
     for name, default in options.items():
         assert rows[f"--env.{name}"][:1] == ([default] if default else [])
+
+
+def test_list_knows_no_game_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "ALE/Pongg-v5"]) == 2
+    assert "did you mean 'Pong'?" in capsys.readouterr().err
 
 
 def test_evaluate_prints_one_json_object(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

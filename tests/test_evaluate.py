@@ -243,7 +243,7 @@ def test_the_seed_decides_actions_and_episodes_and_nothing_else_does() -> None:
 def test_an_endless_episode_is_a_clear_error() -> None:
     environment = Scripted([Play(2, 0.0)], [Play(50, 0.0), Play(51, 0.0)])
     assert evaluate(Rule(), environment, episodes=2, seed=0, max_steps=50).lengths.tolist() == [2, 50]
-    with pytest.raises(UserError, match=r"of scripted \(environment 1\) has not ended after 50 steps; .*max_steps"):
+    with pytest.raises(UserError, match=r"of scripted \(environment 1\) has not ended after 50 steps; .*a time limit"):
         evaluate(Rule(), environment, episodes=4, seed=0, max_steps=50)
 
 

@@ -227,7 +227,7 @@ def test_diverged_action_is_named_as_the_cause() -> None:
             "both called 'a.b'",
         ),
         (spaces.Dict({}), None, "the observation space shows nothing"),
-        (None, spaces.Box(-np.inf, np.inf, (2,)), "needs finite bounds.*RescaleAction"),
+        (None, spaces.Box(-np.inf, np.inf, (2,)), "needs finite bounds.*TransformAction"),
         (None, spaces.Box(0, 5, (2,), np.int64), "cannot act in the action space"),
         (None, spaces.MultiBinary(3), "cannot act in the action space MultiBinary"),
     ],

@@ -117,3 +117,14 @@ def test_every_target_is_listed_by_help() -> None:
     listing = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
     assert {line.split()[1] for line in listing.splitlines() if line.startswith("make ")} == targets
+
+
+def test_no_console_makes_pictures_of_words_between_colons() -> None:
+    """`package.module:factory: …` is a name, and rich knows a factory."""
+    found = [
+        f"{file.relative_to(ROOT)}: {line.strip()}"
+        for file in sorted((ROOT / "src").rglob("*.py"))
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if re.search(r"\bConsole\((?!.*emoji=False)", line)
+    ]
+    assert found == []

@@ -47,7 +47,7 @@ class Display:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total, self._clock = total_steps, clock
-        self._console = console or Console(stderr=True)
+        self._console = console or Console(stderr=True, emoji=False)
         self._quiet = quiet
         self._steps: int | None = None
         self._shown: int | None = None

@@ -137,7 +137,7 @@ def evaluate(
             if tally.longest_running >= max_steps:
                 raise UserError(
                     f"an evaluation episode of {environment.spec.name} (environment {tally.slowest}) has not ended "
-                    f"after {max_steps} steps; give the environment a time limit, or raise max_steps"
+                    f"after {max_steps} steps; give the environment a time limit"
                 )
             obs = step.obs
     return _summarise(tally, np.random.default_rng(seeding.derive(seed, "evaluation", "bootstrap")))

@@ -213,12 +213,22 @@ class RunFolder:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a log; none if there is no log. A line that is still being written is left out."""
+    """The JSON objects of a log; none if there is no log. A line that is still being written is left out.
+
+    Raises:
+        UserError: another line is not JSON.
+    """
     try:
         content = path.read_bytes()
     except OSError:
         return []
-    return [json.loads(line) for line in content.split(b"\n")[:-1]]
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number} is not a log line; mend or delete it") from error
+    return records
 
 
 def read_environment(path: Path) -> dict[str, Any]:

@@ -47,9 +47,12 @@ def divergence(run: Run, folder: RunFolder) -> str:
     for name, tensor in run.algorithm.policy.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             newest = checkpoint.latest(folder.checkpoints)
+            discounting = getattr(run.config.algorithm, "discounting", None)
+            unscaled = getattr(discounting, "scale_rewards", None) is False
             return (
                 f"training has diverged: after {run.env_steps} steps the policy's {name} holds NaN or infinity"
-                "; start anew with a lower --learning-rate or --max-grad-norm, or with --scale-rewards"
+                "; start anew with a lower --learning-rate or --max-grad-norm"
+                + (", or with --scale-rewards" if unscaled else "")
                 + (f"; the newest sound checkpoint is {newest}" if newest else "")
             )
     return ""

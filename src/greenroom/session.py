@@ -37,6 +37,7 @@ def launch(
         UserError: something in `config` does not fit, or `run_dir` is taken. Nothing is overwritten.
     """
     require(config.sinks)
+    config.monitor.own()  # like the sinks they are asked for before there is a folder
     text = dump(config)
     display = Display(config.total_steps, quiet=quiet)
     run = Run(config, say=display.say)

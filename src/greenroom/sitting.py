@@ -219,7 +219,7 @@ class Sitting:
                 return {"checkpoint": path.name}
             case "rollback":
                 path = self._roll_back(request.to)
-                self.display.say(f"rolled back {whose}: going on from {path}")
+                self.display.say(f"rolled back {whose}, to {path}")
                 return {"checkpoint": path.name}
             case "set":
                 rate = change_learning_rate(self.run.algorithm, to=request.learning_rate, by=request.factor)

@@ -43,7 +43,7 @@ def bench(words: list[str]) -> None:
     options = tyro.cli(Bench, args=words, prog="greenroom bench")
     from greenroom.bench.suites import SUITES, run, settings_for
 
-    console = Console()
+    console = Console(emoji=False)
     if options.list:
         for name, suite in SUITES.items():
             console.print(f"[bold]{name}[/bold]: {suite.about}", highlight=False)
@@ -53,7 +53,9 @@ def bench(words: list[str]) -> None:
         name: settings_for(name, seconds=options.seconds, repeats=options.repeats, device=options.device)
         for name in options.suites or SUITES
     }
-    console = Console(width=max(console.width, _WIDTH))
+    if options.output is not None:
+        options.output.mkdir(parents=True, exist_ok=True)
+    console = Console(width=max(console.width, _WIDTH), emoji=False)
     for name, settings in chosen.items():
         report = run(name, settings)
         if options.json:

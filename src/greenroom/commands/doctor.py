@@ -20,7 +20,7 @@ from greenroom.errors import UserError
 class Doctor:
     """Measure where time goes and find faster options; for a run's folder, explain the run.
 
-    All options of `greenroom train` say what to measure. A run's folder takes only `--json`.
+    All settings of a run that `greenroom train` takes say what to measure. A run's folder takes only `--json`.
     """
 
     env: Positional[str]
@@ -84,4 +84,4 @@ def _show(findings: _Findings, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(findings.to_json()))
     else:
-        Console().print(findings.report())
+        Console(emoji=False).print(findings.report())

@@ -84,7 +84,7 @@ def _status(words: list[str]) -> None:
     if options.json:
         print(json.dumps(told))
     else:
-        Console().print(table(told))
+        Console(emoji=False).print(table(told))
 
 
 def _asking(name: str, verb: Verb, options_of: type[Intervention]) -> Callable[[list[str]], None]:
@@ -95,7 +95,7 @@ def _asking(name: str, verb: Verb, options_of: type[Intervention]) -> Callable[[
         request = Request(verb=verb, reason=options.reason, **_arguments(options))
         answer = ask(RunFolder.open(options.run_dir).path, request)
         told = ", ".join(f"{key} {value}" for key, value in answer.items())
-        Console().print(f"{name}: {told or 'done'}", markup=False, highlight=False, soft_wrap=True)
+        Console(emoji=False).print(f"{name}: {told or 'done'}", markup=False, highlight=False, soft_wrap=True)
 
     return command
 

@@ -82,12 +82,15 @@ def _first_reading(command: type, words: list[str]) -> tuple[argparse.Namespace,
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     choices: dict[str, list[str]] = {}
     for kind in _with_parts(command, *KINDS.values(), *_components(words)):
+        marked = typing.get_type_hints(kind, include_extras=True)
         for name, hint in typing.get_type_hints(kind).items():
             if name in choices or name == "env":
                 continue
             choices[name] = _choices(hint)
             if hint is bool:
                 first.add_argument(_option(name), action=argparse.BooleanOptionalAction)
+            elif tyro.conf.UseAppendAction in getattr(marked[name], "__metadata__", ()):
+                first.add_argument(_option(name), action="append")  # one word each time
             else:
                 first.add_argument(_option(name), nargs="*" if typing.get_origin(hint) is tuple else None)
     try:

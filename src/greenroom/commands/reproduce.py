@@ -28,7 +28,7 @@ def reproduce(words: list[str]) -> ExitCode:
     from greenroom import postmortem
 
     found = postmortem.reproduce(options.fault)
-    console = Console()
+    console = Console(emoji=False)
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from rich.table import Table
 from torch import Tensor
 
+from greenroom.errors import UserError
 from greenroom.types import Progress
 
 Severity = Literal["info", "warning", "critical"]
@@ -35,6 +36,17 @@ class Finding:
     """What it should have stayed within."""
     env_steps: int
     updates: int
+
+
+def require_at_least(least: int, **counts: int) -> None:
+    """Refuse a setting that is too small.
+
+    Raises:
+        UserError: it is.
+    """
+    for name, count in counts.items():
+        if count < least:
+            raise UserError(f"{name} must be at least {least}, not {count}")
 
 
 Check = Callable[[Progress], Finding | None]

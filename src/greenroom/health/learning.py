@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from greenroom.health import baseline
-from greenroom.health.finding import Action, Check, Finding, Subject, found, metric
+from greenroom.health.finding import Action, Check, Finding, Subject, found, metric, require_at_least
 from greenroom.types import Progress, parts_of
 
 
@@ -97,7 +97,7 @@ class _Entropy:
                 message = (
                     f"the policy's entropy is {value:.3g} nats after {progress.env_steps / self.total_steps:.0%} of "
                     f"the run; it was {baseline.frozen(self.memory):.3g} at first (limit {limit:.3g}). It hardly "
-                    "explores any more: raise entropy_coef, or lower the learning rate"
+                    "explores any more: raise entropy_coef (of SAC target_entropy), or lower the learning rate"
                 )
                 result = found(progress, "entropy_collapse", "warning", message, value=value, limit=limit)
         baseline.learn(self.memory, value)
@@ -169,6 +169,9 @@ class CriticBlind:
     """The critic explains nothing for long."""
     critic_patience: int = 40
     """So many looks in a row."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, critic_patience=self.critic_patience)
 
     def build(self, subject: Subject) -> Check:
         """The check."""

@@ -139,7 +139,15 @@ class HealthConfig:
         if self.limits:
             built["constraint_cost"] = Constraint(self.limits, self.constraint_cost.constraint_episodes)
         watched = [Watched(name=name, check=check, action=self._action(name)) for name, check in built.items()]
-        return [one for one in [*watched, *own_checks(self.check, self.on_own_check)] if one.action != "off"]
+        return [one for one in [*watched, *self.own()] if one.action != "off"]
+
+    def own(self) -> list[Watched]:
+        """The user's own checks.
+
+        Raises:
+            UserError: one cannot be loaded or made.
+        """
+        return own_checks(self.check, self.on_own_check) if self.health else []
 
     def _build(self, subject: Subject) -> Iterator[tuple[str, Check]]:
         for name in (item.name for item in fields(self)):
@@ -168,7 +176,7 @@ def own_checks(given: tuple[str, ...], otherwise: Action) -> list[Watched]:
     """Checks of the user's own: those of installed packages, and those that are named.
 
     Raises:
-        UserError: one cannot be loaded.
+        UserError: one cannot be loaded or made.
     """
     points = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
     actions = dict.fromkeys(points, otherwise) | dict(_split(one, otherwise) for one in given)
@@ -180,8 +188,11 @@ def own_checks(given: tuple[str, ...], otherwise: Action) -> list[Watched]:
             loaded = points[name].load() if name in points else _named(name, list(points))
         except (ImportError, AttributeError) as problem:
             raise UserError(f"--check {name}: cannot load it: {problem}") from problem
-        # A class stands for checks that remember: every run has one of its own.
-        check = loaded() if isinstance(loaded, type) else loaded
+        try:
+            # A class stands for checks that remember: every run has one of its own.
+            check = loaded() if isinstance(loaded, type) else loaded
+        except Exception as problem:  # whatever a user's own code raises
+            raise UserError(f"--check {name}: {type(problem).__name__}: {problem}") from problem
         if not callable(check):
             raise UserError(f"--check {name} is not a function of a Progress; see docs/health.md")
         watched.append(Watched(name=name, check=check, action=action, own=True))

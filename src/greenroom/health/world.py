@@ -13,7 +13,7 @@ from torch import Tensor
 from greenroom.errors import UserError, nearest
 from greenroom.evaluation import Evaluation
 from greenroom.health import baseline
-from greenroom.health.finding import Action, Check, Finding, Subject, found
+from greenroom.health.finding import Action, Check, Finding, Subject, found, require_at_least
 from greenroom.spec import MASK
 from greenroom.types import Progress, Rollout, parts_of
 
@@ -90,6 +90,9 @@ class ReturnCollapse:
     """So much of the way from the first returns to the best ones has to be lost."""
     collapse_episodes: int = 100
     """How many training episodes are compared with as many at their best (with fewer actors: at least so many)."""
+
+    def __post_init__(self) -> None:
+        require_at_least(2, collapse_episodes=self.collapse_episodes)
 
     def build(self, subject: Subject) -> Returns:
         """The check."""
@@ -172,6 +175,9 @@ class ConstraintCost:
     """A constraint's cost is over its budget."""
     constraint_episodes: int = 100
     """The newest episodes that count."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, constraint_episodes=self.constraint_episodes)
 
 
 class Constraint:
@@ -285,6 +291,9 @@ class StandStill:
     """So many steps of an environment at least."""
     endless: float = 10.0
     """An episode is endless if it is so many times as long as the longest of the last hundred."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, still_looks=self.still_looks, still_steps=self.still_steps)
 
     def build(self, subject: Subject) -> tuple[Check, Check]:
         """Both checks: frozen observations, and dead actors."""
