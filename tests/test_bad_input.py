@@ -84,7 +84,7 @@ def rejected(words: list[str], capsys: Capture, said_by_others: str = "") -> str
         ),
         (["lost-sales", "--critic-patience", "0"], "critic_patience must be at least 1, not 0", ""),
         (["lost-sales", "--collapse-episodes", "1"], "collapse_episodes must be at least 2, not 1", ""),
-        (["lost-sales", "--constraint-episodes", "0"], "constraint_episodes must be at least 1, not 0", ""),
+        (["lost-sales", "--constraint-episodes", "0"], "constraint_episodes must be at least 2, not 0", ""),
         (["lost-sales", "--still-looks", "0"], "still_looks must be at least 1, not 0", ""),
         (["CartPole-v1", "--network", "nips"], "a convolutional network needs 3 axes", "use --network mlp"),
     ],

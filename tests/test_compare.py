@@ -17,7 +17,7 @@ from greenroom.comparison import Comparison, compare
 from greenroom.curves import read_config, read_curve
 from greenroom.errors import UserError
 from greenroom.folder import RunFolder
-from greenroom.plots import _frame_scores, format_count, format_seconds, learning_curve
+from greenroom.plots import Band, _frame_scores, comparison_picture, format_count, format_seconds, learning_curve
 
 Line = Callable[[float], float]
 Record = dict[str, object]
@@ -319,6 +319,17 @@ def test_a_learning_curve_of_any_length(tmp_path: Path, steps: range) -> None:
     """A first return far below all others is no reason to warn or fail either."""
     run = make_run(tmp_path / "run", training=lambda x: -1e6 if x == 0 else -5.0, steps=steps)
     assert imread(learning_curve(run, reference_lines={"optimum": -4.73, "myopic": -4.73})).shape == (720, 1200, 4)
+
+
+def test_a_picture_of_several_runs_names_a_bad_start_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels: list[str] = []
+    monkeypatch.setattr("greenroom.plots._save", lambda figure, path: labels.append(figure.axes[0].get_ylabel()))
+    score = np.array([-1000.0, *np.linspace(-20.0, -10.0, 50)])
+    bands = {"a": Band(x=np.arange(51.0), mean=score, spread=np.zeros(51))}
+    comparison_picture(
+        tmp_path / "x.png", title="", score_name="mean", by_steps=bands, by_seconds=bands, reference=-5.0
+    )
+    assert labels == ["mean (from −1,000, below the frame)"]
 
 
 def test_a_bad_start_is_left_out_of_the_frame_and_named() -> None:

@@ -72,6 +72,13 @@ def test_what_is_written_is_complete_and_plain() -> None:
     }
 
 
+def test_a_word_that_looks_like_a_number_stays_a_word() -> None:
+    config = RunConfig(
+        env="x", env_kwargs={"version": "12e5", "tag": "1e3", "rate": 1e-4, "much": 1e30, "day": "2026-01-01"}
+    )
+    assert load(dump(config), "text").env_kwargs == config.env_kwargs
+
+
 def test_missing_keys_take_their_defaults() -> None:
     found = load("env: x\nalgorithm: {kind: a2c, discounting: {gamma: 1}}\n", "config.yaml")
     assert found == RunConfig(env="x", algorithm=A2CConfig(discounting=Discounting(gamma=1.0, lam=1.0)))

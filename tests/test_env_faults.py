@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import os
 import signal
 import time
@@ -449,6 +450,13 @@ class Beyond(flaky.Flaky):
 
     def _observe(self) -> Any:
         return np.full(3, 7.0, np.float32)
+
+
+def test_a_failure_is_told_though_its_file_cannot_be_written(tmp_path: Path) -> None:
+    """JSON has no infinity."""
+    config = RunConfig(env="faults.flaky:Flaky", env_kwargs={"chance": math.inf}, num_envs=2, stage="inline")
+    with pytest.raises(EnvironmentFault, match="the conveyor jammed; its history could not be written to"):
+        launch(config, run_dir=tmp_path / "run", quiet=True)
 
 
 def test_two_groups_have_one_limit(tmp_path: Path) -> None:

@@ -132,6 +132,14 @@ def test_rewinding_drops_later_and_broken_lines(tmp_path: Path, before: str, aft
     assert run.evaluations.read_text() == after
 
 
+def test_rewinding_mends_what_is_history_and_takes_none_of_it_back(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", env="e", algo="a", seed=0)
+    for path in (folder.findings, folder.interventions):
+        path.write_text('{"env_steps": 500}\n{"env_st')
+    folder.rewind(100)
+    assert [path.read_text() for path in (folder.findings, folder.interventions)] == ['{"env_steps": 500}\n'] * 2
+
+
 def test_rewinding_leaves_an_untouched_file_alone(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     run.metrics.write_text(lines(10))

@@ -179,6 +179,32 @@ def test_what_is_good_to_go_back_to(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert checkpoint.env_steps_of(recovery.choose(folder, None)) == 256, "nothing was evaluated: the newest"
 
 
+def test_a_rollback_behind_the_best_knows_what_is_the_best_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, during: Any
+) -> None:
+    """Evaluated after 64 steps: 1, then 3, and after the rollback 0.5: what the first one said still counts."""
+    scores = iter([1.0, 3.0, *[0.5] * 10])
+
+    def scripted(*args: Any, **kwargs: Any) -> Any:
+        return dataclasses.replace(evaluate(*args, **kwargs), mean=next(scores))
+
+    monkeypatch.setattr(examination, "evaluate", scripted)
+    during({5: [Request(verb="rollback", to=64)]})
+    outcome = launch(small(eval_every=64, save_every=64, keep=2), run_dir=tmp_path / "run", quiet=True)
+    best = checkpoint.find(outcome.folder.checkpoints, "best")
+    assert checkpoint.env_steps_of(best) == 64 and checkpoint.best_score(outcome.folder.checkpoints, until=320) == 1.0
+
+
+def test_after_a_rollback_an_evaluation_is_logged_again(tmp_path: Path, during: Any) -> None:
+    """Even of the steps at which the sitting began, with an evaluation that had been made."""
+    during({5: [power_cut]})
+    with pytest.raises(PowerCut):
+        launch(small(eval_every=64, save_every=64, keep=10), run_dir=tmp_path / "run", quiet=True)
+    during({5: [Request(verb="rollback", to=64)]})
+    outcome = resume(tmp_path / "run", quiet=True)
+    assert [one["env_steps"] for one in lines(outcome.folder.evaluations)] == [64, 128, 192, 256, 320]
+
+
 def test_a_changed_learning_rate_is_part_of_the_run(tmp_path: Path, during: Any) -> None:
     slower = Request(verb="set", factor=0.5)
     during({3: [slower]})

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -222,3 +223,35 @@ def test_an_unknown_logger_opens_nothing(run: RunFolder) -> None:
 def test_a_logger_named_twice_writes_once(run: RunFolder) -> None:
     log_everything(["jsonl", "jsonl"], run)
     assert len(run.metrics.read_text().splitlines()) == 1
+
+
+def test_a_server_that_is_away_refuses_as_a_disk_does(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeMlflow()
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
+    (sink,) = make_sinks(["mlflow"], run, {})
+
+    def away(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("connection refused")  # its own kind of exception is no OSError
+
+    monkeypatch.setattr(fake, "log_metrics", away)
+    with pytest.raises(OSError, match="mlflow: RuntimeError: connection refused"):
+        sink.write("metrics", {"env_steps": 1})
+    monkeypatch.setattr(fake, "end_run", away)
+    with pytest.raises(OSError, match="mlflow: RuntimeError: connection refused"):
+        sink.close()
+    monkeypatch.setattr(fake, "start_run", away)
+    with pytest.raises(UserError, match="mlflow cannot start: connection refused; mend that, or leave mlflow out"):
+        make_sinks(["mlflow"], run, {})
+
+
+def test_tensorboard_files_are_in_order_even_if_the_clock_was_put_back(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    for seconds in (2e9, 1e9, 1.5e9):
+        monkeypatch.setattr("greenroom.log.time.time", partial(float, seconds))
+        (sink,) = make_sinks(["tensorboard"], run, {}, resumed_at=1)
+        sink.write("metrics", {"env_steps": 1, "loss/a": 1.0})
+        sink.close()
+        names += [path.name for path in run.tensorboard.iterdir() if path.name not in names]
+    assert len(names) == 3 and names == sorted(names)

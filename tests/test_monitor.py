@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
@@ -180,6 +181,41 @@ def test_a_game_that_is_learned_does_not_change_its_sign(wins: int, told: bool) 
     for n in range(1, 61):
         assert check(news(n, reward=lost.reshape(T, B))) is None
     assert (check(news(61, reward=won.reshape(T, B))) is not None) == told
+
+
+def rare(size: float) -> torch.Tensor:
+    """Small costs, and one large reward."""
+    reward = torch.full((T, B), -0.05)
+    reward[1, 2] = size
+    return reward
+
+
+def test_a_goal_that_is_reached_is_no_change_of_scale_or_sign() -> None:
+    check = world.RewardShift().build(subject())
+    for n in range(1, 61):
+        assert tell(check, news(n, reward=torch.full((T, B), -0.05))) is None
+    assert tell(check, news(61, reward=rare(1000.0))) is None, "more than a hundred times as much on average"
+    assert tell(check, news(62, reward=rare(3.0))) is None, "as much on average, with the other sign"
+    assert tell(check, news(63, reward=torch.full((T, B), 0.05))) is not None
+    assert tell(check, news(64, reward=torch.full((T, B), -50.0))) is not None
+
+
+def test_rewards_between_two_looks_are_known_to_the_check_of_values() -> None:
+    check: Any = learning.ValueReach().build(subject())
+    large = news(1, reward=rare(100.0))
+    check.gather(large)
+    check.gather(news(2, reward=rare(math.inf)))
+    for n in range(3, 9):
+        assert tell(check, news(n, extras={"value": torch.full((T, B), 900.0)})) is None, "100 / (1 - 0.9) is within"
+    copied: Any = learning.ValueReach().build(subject())
+    copied.memory = {"largest": 100.0}  # as checkpoints of version 0.1.0 may have it
+    assert tell(copied, news(9, extras={"value": torch.full((T, B), 900.0)})) is None
+
+
+def test_a_constraint_that_is_newer_than_the_checkpoint_begins_now() -> None:
+    check = world.Constraint({"cost": 1.0, "wear": 1.0}, 10)
+    check.memory = {"cost": [0.0] * 5}
+    assert tell(check, news(1, episodes=ended([1.0, 1.0], cost=[0.0, 0.0], wear=[2.0, 2.0]))) is not None
 
 
 def test_nan_in_the_policy_is_found() -> None:
@@ -524,6 +560,14 @@ def broken(progress: Progress) -> Finding | None:
     raise ZeroDivisionError("oh")
 
 
+def tensors(progress: Progress) -> Finding | None:
+    return found(progress, "", "info", "again", value=torch.tensor(0.5), limit=np.float32(0.25))  # type: ignore[arg-type]
+
+
+def shouting(progress: Progress) -> Finding | None:
+    return found(progress, "", "error", "again", value=1.0, limit=0.0)  # type: ignore[arg-type]
+
+
 class Counting:
     """Remembers."""
 
@@ -547,6 +591,25 @@ def test_a_check_of_ones_own_by_option(tmp_path: Path) -> None:
     assert list(told)[2] == ("test_monitor:Counting", 10, "record") and len(told) == 3
     assert "has failed and is off now: ZeroDivisionError: oh" in told["test_monitor:broken", 1, "warn"]
     assert isinstance(Counting(), Remembering)
+
+
+def test_what_a_check_of_ones_own_finds_is_written_in_plain_numbers(tmp_path: Path) -> None:
+    outcome = launch(own("test_monitor:tensors", "test_monitor:shouting"), run_dir=tmp_path / "run", quiet=True)
+    told = {one["check"]: one for one in lines(outcome.folder.findings)}
+    assert (told["test_monitor:tensors"]["value"], told["test_monitor:tensors"]["limit"]) == (0.5, 0.25)
+    assert "is off now: ValueError: severity 'error' is none of" in told["test_monitor:shouting"]["message"]
+
+
+def test_what_could_not_be_done_does_not_count_as_done(tmp_path: Path, sick: Any) -> None:
+    """There is no checkpoint yet at the first rollback that is asked for."""
+    config = sick(
+        check=("test_monitor:always=rollback",), most_interventions=1, cooldown=4, save_every=320, look_every=5
+    )
+    outcome = launch(config, run_dir=tmp_path / "run", quiet=True)
+    tried = [(one["verb"], "refused" in one["outcome"]) for one in lines(outcome.folder.interventions)][:3]
+    assert tried == [("rollback", True), ("rollback", False), ("set", False)]
+    factors = [one["arguments"]["factor"] for one in lines(outcome.folder.interventions) if one["verb"] == "set"]
+    assert factors == [0.5]
 
 
 def test_a_check_of_ones_own_by_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

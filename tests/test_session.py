@@ -455,6 +455,20 @@ def test_killed_during_its_last_evaluation_a_run_is_completed_by_resume(
         resume(tmp_path / "cut", quiet=True)
 
 
+def test_killed_during_the_last_evaluation_of_a_longer_end_it_is_completed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch(small(), run_dir=tmp_path / "run", quiet=True)
+    with monkeypatch.context() as patch, pytest.raises(PowerCut):
+        patch.setattr(sitting.Sitting, "_evaluate", lambda *_: power_cut())
+        resume(tmp_path / "run", total_steps=640, quiet=True)
+    completed = resume(tmp_path / "run", quiet=True)
+    assert completed.finished and completed.evaluation is not None and completed.folder.curve.exists()
+    assert [one["env_steps"] for one in lines(completed.folder.evaluations)] == [320, 640]
+    with pytest.raises(UserError, match="has taken all its 640 steps"):
+        resume(tmp_path / "run", quiet=True)
+
+
 def test_killed_before_the_best_is_marked_a_resumed_run_marks_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -215,7 +215,7 @@ def dump(config: RunConfig) -> str:
         UserError: an argument of the environment is more than plain values.
     """
     try:
-        return yaml.safe_dump(to_dict(config), sort_keys=False)
+        return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False)
     except yaml.YAMLError as problem:
         raise UserError(
             "env_kwargs must be numbers, strings, lists and mappings, to be saved with the run, and are "
@@ -257,9 +257,14 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 takes `3e-4` for a word, wanting `3.0e-4`; here it is a number."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Puts in quotes what the loader would take for a number."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 
 def parse_yaml(text: str, source: str) -> Any:

@@ -209,6 +209,9 @@ class RunFolder:
         for log in (self.metrics, self.evaluations):
             if log.exists():
                 _keep_lines(log, lambda record: record["env_steps"] <= env_steps)
+        for history in (self.findings, self.interventions):
+            if history.exists():
+                _keep_lines(history, lambda record: True)
         return changes
 
 

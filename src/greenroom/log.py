@@ -12,8 +12,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -123,8 +123,11 @@ class TensorBoardSink:
 
     def __init__(self, folder: RunFolder, *, resumed_at: int | None = None) -> None:
         folder.tensorboard.mkdir(exist_ok=True)
-        # TensorBoard reads the files in the order of their names.
-        self._file = Appended(folder.tensorboard / f"events.out.tfevents.{time.time():017.6f}.{os.getpid()}")
+        # TensorBoard reads the files in the order of their names, and clocks have been known to be put back.
+        earlier = [path.name.split(".")[3:5] for path in folder.tensorboard.glob("events.out.tfevents.*.*.*")]
+        latest = max((float(f"{seconds}.{rest}") for seconds, rest in earlier), default=0.0)
+        now = max(time.time(), latest + 1e-5)
+        self._file = Appended(folder.tensorboard / f"events.out.tfevents.{now:017.6f}.{os.getpid()}")
         self._unwritten = [Event(wall_time=time.time(), file_version="brain.Event:2")]  # goes with the first record
         if resumed_at is not None:
             start = SessionLog(status=SessionLog.START)
@@ -177,11 +180,13 @@ class WandbSink:
 
     def write(self, kind: Kind, record: Record) -> None:
         """Log the record's numbers."""
-        self._run.log({"env_steps": _env_steps(record), **_numbers(kind, record)})
+        with _refusing("wandb"):
+            self._run.log({"env_steps": _env_steps(record), **_numbers(kind, record)})
 
     def close(self) -> None:
         """Finish the page."""
-        self._run.finish()
+        with _refusing("wandb"):
+            self._run.finish()
 
 
 class MlflowSink:
@@ -190,11 +195,17 @@ class MlflowSink:
     The run's identifier is kept in the run folder, so that a resumed run continues its own page.
 
     Raises:
-        UserError: MLflow is not installed.
+        UserError: MLflow is not installed or cannot start (no server).
     """
 
     def __init__(self, folder: RunFolder, config: Mapping[str, object]) -> None:
         self._mlflow = _extra("mlflow")
+        try:
+            self._start(folder, config)
+        except Exception as error:  # its own kinds, and those of what it asks the server with
+            raise UserError(f"mlflow cannot start: {error}; mend that, or leave mlflow out of --sinks") from error
+
+    def _start(self, folder: RunFolder, config: Mapping[str, object]) -> None:
         identity = _identity(folder, "mlflow")
         if identity is not None:
             self._mlflow.start_run(run_id=identity)
@@ -207,11 +218,22 @@ class MlflowSink:
 
     def write(self, kind: Kind, record: Record) -> None:
         """Log the record's numbers."""
-        self._mlflow.log_metrics(_numbers(kind, record), step=_env_steps(record))
+        with _refusing("mlflow"):
+            self._mlflow.log_metrics(_numbers(kind, record), step=_env_steps(record))
 
     def close(self) -> None:
         """Finish the page."""
-        self._mlflow.end_run()
+        with _refusing("mlflow"):
+            self._mlflow.end_run()
+
+
+@contextmanager
+def _refusing(tool: str) -> Iterator[None]:
+    """What a tool raises is a refusal, as a full disk's: the record waits."""
+    try:
+        yield
+    except Exception as error:
+        raise OSError(f"{tool}: {type(error).__name__}: {error}") from error
 
 
 SINKS = ("jsonl", "tensorboard", "wandb", "mlflow")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import typing
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 from greenroom.control import Request
 from greenroom.errors import UserError
 from greenroom.evaluation import Evaluation
-from greenroom.health.finding import ACTING, Finding, Gathering, Remembering, Subject, found
+from greenroom.health.finding import ACTING, Finding, Gathering, Remembering, Severity, Subject, found
 from greenroom.health.settings import Watched
 from greenroom.health.world import Returns
 from greenroom.training import Run
@@ -92,7 +93,8 @@ class Monitor:
             return
         finding = one.check.compare(self._run.env_steps, self._run.updates)
         if finding is not None and self._alarms[one.name].rings(True):
-            self._report(finding, dataclasses.replace(one, action="warn"))  # too late for anything else
+            told = one.action if one.action == "record" else "warn"  # too late for anything else
+            self._report(finding, dataclasses.replace(one, action=told))
 
     def diverged(self, message: str) -> None:
         """Keep it that the run ends because its parameters hold NaN or infinity."""
@@ -111,8 +113,8 @@ class Monitor:
             return None
         try:
             finding = call(progress)
-            if finding is not None and not isinstance(finding, Finding):
-                raise TypeError(f"it returned {finding!r}, not a Finding or None")
+            if finding is not None:
+                finding = _plain(finding)
         except Exception as problem:
             alarm.broken = True
             text = f"the check {one.name} has failed and is off now: {type(problem).__name__}: {problem}"
@@ -134,9 +136,9 @@ class Monitor:
             self._say(f"health: {finding.check} ({finding.severity}): {finding.message}")
         if action not in ACTING:
             return
-        alarm.acted += 1
         try:
             self._act(action, finding)
+            alarm.acted += 1
         except UserError as problem:
             self._say(f"health: {finding.check}: {action} is not possible: {problem}")
         if finding.check == "non_finite":
@@ -155,8 +157,11 @@ class Monitor:
                 self._intervene(Request(verb="rollback", reason=f"{finding.message}; {change}"), user)
                 if factor < 1.0:
                     # A rollback also brings back the rate of that time: each further one has to go lower than the last.
-                    lower = factor ** self._alarms[finding.check].acted
-                    self._intervene(Request(verb="set", factor=lower, reason=f"after the rollback, {change}"), user)
+                    lower = factor ** (self._alarms[finding.check].acted + 1)
+                    try:
+                        self._intervene(Request(verb="set", factor=lower, reason=f"after the rollback, {change}"), user)
+                    except UserError as problem:
+                        self._say(f"health: {finding.check}: rolled back, but {problem}")
             case "pause" | "stop":
                 verb: Any = action
                 self._intervene(Request(verb=verb, reason=finding.message), user)
@@ -182,6 +187,26 @@ class Monitor:
         for name, saved in state.get("alarms", {}).items():
             if name in self._alarms:
                 self._alarms[name].load_state_dict(saved)
+
+
+def _plain(finding: object) -> Finding:
+    """What a user's check returned, if it is a finding, with plain numbers.
+
+    Raises:
+        TypeError, ValueError: it is none, or of no known severity.
+    """
+    if not isinstance(finding, Finding):
+        raise TypeError(f"it returned {finding!r}, not a Finding or None")
+    if finding.severity not in (known := typing.get_args(Severity)):
+        raise ValueError(f"severity {finding.severity!r} is none of {', '.join(known)}")
+    return dataclasses.replace(
+        finding,
+        message=str(finding.message),
+        value=float(finding.value),
+        limit=float(finding.limit),
+        env_steps=int(finding.env_steps),
+        updates=int(finding.updates),
+    )
 
 
 class Alarm:

@@ -69,8 +69,9 @@ class Postmortems:
                 "actions": _finite(fault.actions),
             }
             write_json(path, content)
-        except OSError as problem:
-            return f"; its history could not be written to {folder}: {problem.strerror or problem}"
+        except (OSError, TypeError, ValueError) as problem:  # an argument of the environment may be a date, or infinite
+            why = getattr(problem, "strerror", None) or problem
+            return f"; its history could not be written to {folder}: {why}"
         seed = "restored from a checkpoint" if fault.seed is None else f"seed {fault.seed}"
         where = f"step {fault.step} of its episode {fault.episode + 1} since {seed}"
         if fault.steps and not fault.actions:

@@ -101,6 +101,8 @@ def _continue(folder: RunFolder, config: RunConfig, display: Display) -> Outcome
     run = Run(config, say=display.say)
     try:
         restore(run, state, path, display.say)
+        if not complete:
+            folder.curve.unlink(missing_ok=True)  # of an earlier end: the next one's is due
         write_text(folder.config, dump(config))
         if changes := folder.rewind(run.env_steps):
             display.say(f"not what this run has been on so far: {changes}; it goes on, but bits may differ")

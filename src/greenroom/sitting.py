@@ -245,7 +245,8 @@ class Sitting:
         restore(self.run, state, path, self.display.say)
         self.load_state_dict(state["session"])
         self._best = checkpoint.best_score(self.folder.checkpoints, until=self.run.env_steps)
-        self._saved = path
+        self._evaluated = -1
+        self.take_up(path)
         return path
 
     def _status(self) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from rich.table import Table
 from greenroom import checkpoint
 from greenroom.budget import spent_before
 from greenroom.config import load_file
-from greenroom.control import NoAnswer, NotLive, Request, ask
+from greenroom.control import Request, ask
+from greenroom.errors import UserError
 from greenroom.folder import RunFolder, read_log, trainer_of
 from greenroom.health.finding import counts
 
@@ -64,7 +65,8 @@ def look(run_dir: str | Path, *, timeout: float = _PATIENCE) -> dict[str, Any]:
         "rollbacks": sum(one["verb"] == "rollback" and "refused" not in one["outcome"] for one in interventions),
     }
     if process is not None:
-        with suppress(NoAnswer, NotLive):  # in the middle of an update, or of starting or ending: the files have to do
+        # No answer, as in the middle of an update, or of starting or ending: the files have to do.
+        with suppress(UserError):
             told |= ask(folder.path, Request(verb="status"), timeout=timeout)
     if config.budget.cost_per_hour:
         told["cost"] = config.budget.cost(told["spent"])

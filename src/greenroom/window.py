@@ -24,7 +24,7 @@ class Window:
         self._latest: Progress | None = None
         self._start = (0, 0.0)
         self._split: dict[str, float] = {}
-        self._computed = 0.0
+        self._computed = time.process_time()
         self.unlogged = False
         """Whether an update came after the last line."""
 
@@ -34,7 +34,6 @@ class Window:
             # The first update of a sitting also pays for warming up; its rate is measured from the next line on.
             self._start = (progress.env_steps, progress.seconds)
             self._split = dict.fromkeys(progress.time_split, 0.0) | self._split
-            self._computed = time.process_time()
         self._latest, self.unlogged = progress, True
         ended = progress.rollout.episodes
         self._returns.extend(ended.returns.tolist())

@@ -129,19 +129,22 @@ class ValueReach:
 class _Value:
     def __init__(self, margin: float, subject: Subject) -> None:
         self.margin, self.subject = margin, subject
-        self.memory: dict[str, Any] = {"largest": 0.0}
+        self.memory: dict[str, Any] = {"largest": torch.tensor(0.0)}
+
+    def gather(self, progress: Progress) -> None:
+        """Take in the largest reward, where it is: nobody waits for it before there is a look."""
+        size = progress.rollout.reward.abs().amax()
+        known = torch.as_tensor(self.memory["largest"], dtype=size.dtype).to(size.device)
+        self.memory["largest"] = torch.where(size.isfinite(), torch.maximum(known, size), known)
 
     def __call__(self, progress: Progress) -> Finding | None:
-        gamma = self.subject.gamma
-        largest = max(self.memory["largest"], float(progress.rollout.reward.abs().max()))
-        if math.isfinite(largest):
-            self.memory["largest"] = largest
+        gamma, largest = self.subject.gamma, float(self.memory["largest"])
         value = self._value(progress)
-        if value is None or gamma is None or gamma >= 1.0 or not self.memory["largest"]:
+        if value is None or gamma is None or gamma >= 1.0 or not largest:
             return None
         # SAC's values hold the entropy of all later actions too.
         bonus = (metric(progress, "temperature") or 0.0) * abs(metric(progress, "entropy") or 0.0)
-        reach = (self.subject.reward_scale() * self.memory["largest"] + bonus) / (1.0 - gamma)
+        reach = (self.subject.reward_scale() * largest + bonus) / (1.0 - gamma)
         limit = self.margin * reach
         if not baseline.lasts(self.memory, value > limit, 2):
             return None

@@ -44,18 +44,19 @@ class _Rewards:
     def __call__(self, progress: Progress) -> Finding | None:
         reward = progress.rollout.kept(progress.rollout.reward.flatten())
         size, mean = torch.stack([reward.abs().mean(), reward.mean()]).tolist()
-        result = self._leapt(progress, size) or self._turned(progress, mean)
+        result = self._leapt(progress, size, reward) or self._turned(progress, mean, reward)
         baseline.learn(self.memory["size"], size)
         baseline.learn(self.memory["mean"], mean)
         return result
 
-    def _leapt(self, progress: Progress, size: float) -> Finding | None:
+    def _leapt(self, progress: Progress, size: float, reward: Tensor) -> Finding | None:
         memory = self.memory["size"]
         if not baseline.ready(memory):
             return None
         lately, first = baseline.rolling(memory), baseline.frozen(memory)
         limit = self.leap * max(lately, first)
-        if not 0.0 < limit < size:
+        # One large reward among many small ones is a goal that was reached, not another scale.
+        if not 0.0 < limit < size or float(reward[reward != 0.0].abs().median()) < limit:
             return None
         message = (
             f"rewards are {size:.3g} in size on average; {lately:.3g} lately and {first:.3g} at first were normal. "
@@ -63,7 +64,7 @@ class _Rewards:
         )
         return found(progress, "reward_shift", "critical", message, value=size, limit=limit)
 
-    def _turned(self, progress: Progress, mean: float) -> Finding | None:
+    def _turned(self, progress: Progress, mean: float, reward: Tensor) -> Finding | None:
         """Whether rewards that clearly had one sign have the other one now, in about the same size."""
         memory = self.memory["mean"]
         if not baseline.ready(memory):
@@ -73,6 +74,8 @@ class _Rewards:
         steady = abs(lately) > max(5.0 * spread, _ONE_SIGN * baseline.rolling(self.memory["size"]))
         if not (steady and mean * lately < 0.0 and abs(mean) > 0.5 * abs(lately)):
             return None
+        if float(reward[reward != 0.0].sign().mean()) * mean < 0.0:
+            return None  # most have the sign that they had
         message = (
             f"the mean reward is {mean:.3g}, and was {lately:.3g} with a spread of {spread:.2g} until the look before: "
             "it has changed its sign. Look into the environment"
@@ -177,7 +180,7 @@ class ConstraintCost:
     """The newest episodes that count."""
 
     def __post_init__(self) -> None:
-        require_at_least(1, constraint_episodes=self.constraint_episodes)
+        require_at_least(2, constraint_episodes=self.constraint_episodes)
 
 
 class Constraint:
@@ -198,12 +201,12 @@ class Constraint:
             if name not in signals:
                 raise UserError(f"--constraint: the environment has no signal {name!r}{nearest(name, signals)}")
             if ended := signals[name].tolist():
-                self.memory[name] = [*self.memory[name], *ended][-self.episodes :]
+                self.memory[name] = [*self.memory.get(name, []), *ended][-self.episodes :]
 
     def __call__(self, progress: Progress) -> Finding | None:
         """Compare the interval's lower end with the budget, so that noise does not trigger it."""
         for name, limit in self.limits.items():
-            costs = self.memory[name]
+            costs = self.memory.get(name, [])  # a constraint may be newer than the checkpoint
             if len(costs) < max(2, self.episodes // 5):
                 continue
             mean = statistics.fmean(costs)
