@@ -77,8 +77,13 @@ class Broken(A2C):
     def learn(self, rollout: Rollout) -> dict[str, Tensor]:
         if self.fault == "rollout":
             rollout.reward.mul_(2)
+        statistics = copy.deepcopy(self.policy.normalizer.state_dict())
+        if self.fault == "dropped":  # a statistic of one's own
+            rollout = dataclasses.replace(rollout, reward=rollout.reward - rollout.reward.mean())
         metrics = super().learn(rollout)
         self.learned += 1
+        if self.fault == "blind":
+            self.policy.normalizer.load_state_dict(statistics)
         if self.fault == "metric":
             metrics["entropy"] = metrics["entropy"] * math.nan
         if self.fault == "vector":
@@ -136,6 +141,8 @@ class BrokenConfig:
         ("sticks", "left something of what was learned since: a run could not be rolled back"),
         ("scale", "an updater's scale is not in state_dict"),
         ("updaters", "scale is not in state_dict"),
+        ("blind", "with normalize_obs, learn left the normaliser at nothing; call `learn_normalisation`"),
+        ("dropped", "what a rollout has `dropped` was learned from"),
     ],
 )
 def test_the_check_finds_faults(fault: str, message: str) -> None:
@@ -442,14 +449,45 @@ def test_value_clip_is_that_of_the_authors_code() -> None:
     assert metrics["value_loss"].item() > 1.01 * without.item()  # so that the limit is tested
 
 
-def test_observation_statistics_move_after_the_update() -> None:
+def test_observation_statistics_move_after_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
     """Learning sees the numbers that acting saw."""
     torch.manual_seed(0)
     policy = ActorCritic(dataclasses.replace(SMALL, normalize_obs=True), SPEC, "float32")
     data = rollout(policy)
-    PPOConfig().build(policy, **shape(num_envs=6, total_steps=1000)).learn(data)
+    algorithm = PPOConfig().build(policy, **shape(num_envs=6, total_steps=1000))
+    update, seen = algorithm._update, list[float]()
+
+    def watched(rows: Any) -> Any:
+        seen.append(float(policy.normalizer.moments[0].count))  # type: ignore[arg-type]
+        return update(rows)
+
+    monkeypatch.setattr(algorithm, "_update", watched)
+    algorithm.learn(data)
+    assert len(seen) > 1 and set(seen) == {0.0}
     assert isinstance(data.obs, Tensor)
     torch.testing.assert_close(policy.normalizer.moments[0].mean.float(), data.obs[:-1].flatten(0, 1).mean(0))
+
+
+def test_statistics_leave_out_what_was_dropped() -> None:
+    """A simulator that breaks may show anything before."""
+    torch.manual_seed(0)
+    settings = dataclasses.replace(SMALL, normalize_obs=True)
+    found = []
+    for size in (1.0, 1e12):
+        policy = ActorCritic(settings, SPEC, "float32")
+        config = A2CConfig(discounting=Discounting(scale_rewards=True))
+        algorithm = config.build(policy, **shape(num_envs=6, total_steps=1000))
+        data = rollout(policy)
+        dropped = torch.zeros_like(data.truncated)
+        dropped[:, 2] = True
+        assert isinstance(data.obs, Tensor)
+        data.obs[:-1, 2] = size
+        data.reward[:, 2] = size
+        algorithm.learn(dataclasses.replace(data, dropped=dropped))
+        scaler = algorithm.rewards._scaler
+        assert scaler is not None
+        found.append((policy.normalizer.moments[0].mean.clone(), scaler.moments.var.clone()))  # type: ignore[operator]
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_scaled_rewards_reach_the_targets() -> None:

@@ -15,10 +15,12 @@ import yaml
 
 from greenroom.algorithms import ALGORITHMS
 from greenroom.algorithms.actor_critic import A2CConfig
+from greenroom.algorithms.critics import CriticConfig
 from greenroom.algorithms.dqn import DQNConfig
 from greenroom.algorithms.ppo import PPOConfig
 from greenroom.algorithms.replaying import Drawing
 from greenroom.algorithms.rewards import Discounting
+from greenroom.algorithms.sac import SACConfig
 from greenroom.cli import Train
 from greenroom.commands.options import Start
 from greenroom.config import KINDS, NETWORKS, OPTIMIZERS, RunConfig, dump, load, to_dict
@@ -169,6 +171,7 @@ def test_derived_sizes() -> None:
         (PPOConfig(minibatches=6), 7),
         (A2CConfig(), 42),
         (DQNConfig(drawing=Drawing(batch_size=96)), 96),
+        (SACConfig(critics=CriticConfig(drawing=Drawing(batch_size=48))), 48),
     ):
         assert dataclasses.replace(config, algorithm=algorithm).steps_per_gradient == rows
     assert (config.steps_per_update, config.save_interval, config.algo) == (42, 100, "ppo")

@@ -20,6 +20,7 @@ from rich.console import Console
 from greenroom.algorithms.actor_critic import A2CConfig, VTraceConfig
 from greenroom.algorithms.dqn import DQNConfig
 from greenroom.algorithms.ppo import PPOConfig
+from greenroom.algorithms.sac import SACConfig
 from greenroom.cli import main
 from greenroom.config import RunConfig
 from greenroom.doctor import diagnosis
@@ -112,7 +113,14 @@ def test_there_is_nothing_to_choose_for_a_device_environment_but_threads_and_col
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "minds"), [(A2CConfig(), True), (VTraceConfig(), False), (DQNConfig(), False), (PPOConfig(), True)]
+    ("algorithm", "minds"),
+    [
+        (A2CConfig(), True),
+        (VTraceConfig(), False),
+        (DQNConfig(), False),
+        (SACConfig(), False),
+        (PPOConfig(), True),
+    ],
 )
 def test_older_weights_are_suggested_only_where_they_do_no_harm(algorithm: Any, minds: bool) -> None:
     own = dataclasses.replace(OWN, algorithm=algorithm)

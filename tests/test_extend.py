@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import greenroom
 from greenroom.cli import main
-from greenroom.config import load_file
+from greenroom.config import component, load_file
+from greenroom.networks import Encoder, NetworkConfig, Nips
+from greenroom.spec import ArraySpec
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "extend.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"`(mine/\w+\.py)`.*?\n```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
@@ -85,6 +91,40 @@ def test_what_is_no_algorithm_is_refused(
 ) -> None:
     assert main(["train", "CartPole-v1", "--algo", name]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_one_s_own_network_sees_what_comes_in_parts_too(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does where there is a mask; of greenroom's own, those for pictures leave the rest to a plain one."""
+    monkeypatch.syspath_prepend(mine)
+    name = "mine.residual:Residual"
+    own = component(NetworkConfig, name)()
+    spec = {"x": ArraySpec(shape=(3,)), "y": ArraySpec(shape=(2,))}
+    assert all(of_ones_own(part) for part in Encoder(own, spec).parts)
+    assert not any(of_ones_own(part) for part in Encoder(Nips(), spec).parts)
+    words = ["train", "mine.coin:Coin", "--network", name, "--total-steps", "512", "--run-dir", "run", "--quiet"]
+    assert main([*words, "--algo", "ppo", "--eval-episodes", "4", "--stage", "inline"]) == 0
+    policy: Any = greenroom.load_policy("run")[1]
+    assert of_ones_own(policy)
+
+
+def of_ones_own(module: torch.nn.Module) -> bool:
+    return any(type(part).__module__ == "mine.residual" for part in module.modules())
+
+
+@pytest.mark.parametrize(("env", "algo"), [("Pendulum-v1", "sac:SACConfig"), ("CartPole-v1", "dqn:DQNConfig")])
+def test_a_user_s_algorithm_need_not_be_an_actor_critic(env: str, algo: str) -> None:
+    """What the family's preset says of actor-critics is not for it."""
+    config = greenroom.preset(None, env, algo=f"greenroom.algorithms.{algo}")
+    greenroom.Run(dataclasses.replace(config, num_envs=2), say=lambda line: None).close()
+
+
+def test_a_component_says_what_it_is_by_default(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = (mine / "mine" / "residual.py").read_text()
+    assert re.search(r"width: int = \d+", source)
+    (mine / "mine" / "bare.py").write_text(re.sub(r"width: int = \d+", "width: int", source))
+    assert main(["train", "CartPole-v1", "--network", "mine.bare:Residual"]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "mine.bare:Residual: give every field a default" in told and "'width'" in told
 
 
 def test_wrong_values_of_one_s_own_options_are_refused(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,8 @@ import gym_envs
 from greenroom import measure
 from greenroom.algorithms import ALGORITHMS
 from greenroom.algorithms.actor_critic import A2CConfig, VTraceConfig
+from greenroom.algorithms.ppo import PPOConfig
+from greenroom.algorithms.replaying import with_drawing
 from greenroom.config import RunConfig
 from greenroom.doctor.symptoms import watch
 from greenroom.envs.inline import InlineEnvironment
@@ -24,6 +26,7 @@ from greenroom.memory import Memory
 from greenroom.networks import Mlp
 from greenroom.policy import PolicyConfig
 from greenroom.threads import limited
+from greenroom.training import Run, train
 
 TINY = RunConfig(
     env="lost-sales",
@@ -199,16 +202,40 @@ def test_the_stage_is_the_runs(collect: Any, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_every_algorithm_is_measured_while_it_learns(algo: str) -> None:
     env = "probe-continuous" if algo in ("sac", "td3") else "lost-sales"
-    algorithm: Any = ALGORITHMS[algo]()
-    if hasattr(algorithm, "drawing"):
-        drawing = dataclasses.replace(algorithm.drawing, batch_size=8, replay_ratio=8.0)
-        algorithm = dataclasses.replace(algorithm, drawing=drawing)
+    algorithm = with_drawing(ALGORITHMS[algo](), batch_size=8, replay_ratio=8.0)
     config = dataclasses.replace(TINY, env=env, algorithm=algorithm, rollout_length=8)
     works = {"learner": measure.learner(config), "whole": measure.whole(config)}
     rates = interleaved(works, **BRIEF)
     assert rates["learner"].split.keys() == {"act", "learn"}
     assert rates["whole"].split.keys() == {"env", "act", "learn", "wait"}
     assert all(rate.split["learn"] > 0 and 0 < sum(rate.split.values()) <= 1 for rate in rates.values())
+    run = measure.begun(config)
+    before = {name: part.clone() for name, part in run.algorithm.policy.named_parameters()}
+    next(train(run))
+    run.close()
+    assert any(not torch.equal(part, before[name]) for name, part in run.algorithm.policy.named_parameters())
+
+
+def test_a_replay_of_whole_sequences_is_measured_as_soon_as_there_are_any() -> None:
+    policy = dataclasses.replace(TINY.policy, memory=Memory(memory="gru", memory_size=4))
+    algorithm = with_drawing(ALGORITHMS["dqn"](), batch_size=80)
+    config = dataclasses.replace(TINY, policy=policy, algorithm=algorithm, rollout_length=8)
+    rates = interleaved({"learner": measure.learner(config), "whole": measure.whole(config)}, **BRIEF)
+    assert all(rate.split["learn"] > 0 for rate in rates.values())
+
+
+def test_on_one_rollout_for_ever_no_update_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    real = measure.begun
+
+    def begun(config: RunConfig, **more: Any) -> Run:
+        assert isinstance(config.algorithm, PPOConfig)
+        seen.append(config.algorithm.target_kl)
+        return real(config, **more)
+
+    monkeypatch.setattr(measure, "begun", begun)
+    next(measure.learner(dataclasses.replace(TINY, algorithm=PPOConfig(minibatches=2, target_kl=0.01))))
+    assert seen == [0.0]
 
 
 def test_recurrent_policies_and_overlap() -> None:

@@ -174,17 +174,17 @@ def test_sequences_give_what_the_steps_gave(kind: MemoryKind, separate: bool) ->
     initial = mind.initial_state(actors)
     assert len(initial) == (2 if separate else 1) * (2 if kind == "lstm" else 1)
     first = {name: torch.randn(part.shape, generator=source(3)) for name, part in initial.items()}
-    state, log_probs, values = first, [], []
+    state, samples, log_probs, values = first, [], [], []
     for t in range(length):
         decision = mind.act(obs[t], state, source(t))
+        samples.append(decision.extras["sample"])
         log_probs.append(decision.extras["log_prob"])
         values.append(decision.extras["value"])
         torch.testing.assert_close(mind.value(obs[t], state), values[-1])
         state = restart(decision.state, initial, cut[t])
-    samples = torch.cat([mind.act(obs[0], first, source(0)).extras["sample"]])
     distribution, value = mind.evaluate(obs, first, cut)
     torch.testing.assert_close(value.detach(), torch.cat(values))
-    torch.testing.assert_close(distribution.log_prob(samples.repeat(length))[:actors].detach(), log_probs[0])
+    torch.testing.assert_close(distribution.log_prob(torch.cat(samples)).detach(), torch.cat(log_probs))
     without_ends = mind.evaluate(obs, first, None)[1].detach()
     assert not torch.allclose(without_ends, torch.cat(values))
 

@@ -20,7 +20,7 @@ from greenroom.errors import UserError
 from greenroom.maths.values import chosen
 from greenroom.memory import Memory, MemoryKind
 from greenroom.networks import Mlp
-from greenroom.optim import Adam, RAdam, RMSprop
+from greenroom.optim import Adam, RAdam, RMSprop, Schedule
 from greenroom.policy import PolicyConfig, one_step
 from greenroom.seeding import generator
 from greenroom.spec import MASK, ArraySpec, Bounded, Discrete, EnvSpec
@@ -295,5 +295,8 @@ def test_sarsa_learns_what_its_own_exploring_is_worth() -> None:
 def test_defaults_build_for_their_documented_rollouts() -> None:
     """The papers' optimisers, and minibatches that fit 128 actors × 32 steps."""
     assert isinstance(NStepQConfig().optimizer, RMSprop)
-    assert PQNConfig().optimizer == RAdam(schedule=PQNConfig().optimizer.schedule)
-    assert not PQNConfig().optimizer.schedule.anneal
+    assert PQNConfig().optimizer == RAdam(schedule=Schedule(anneal=False))
+    for config in (NStepQConfig(), PQNConfig()):
+        spec = EnvSpec(name="small", obs=ArraySpec(shape=(3,)), action=Discrete(n=2))
+        policy = config.policy(PolicyConfig(network=Mlp(hidden=(8,))), spec, "float32")
+        config.build(policy, spec=spec, num_envs=128, rollout_length=32, total_steps=10_000, seed=0)

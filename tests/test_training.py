@@ -7,6 +7,7 @@ import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from greenroom.acting import Collector
 from greenroom.algorithms import ALGORITHMS
 from greenroom.algorithms.actor_critic import A2CConfig, VTraceConfig
 from greenroom.algorithms.ppo import PPOConfig
+from greenroom.algorithms.replaying import with_drawing
 from greenroom.algorithms.rewards import Discounting
 from greenroom.config import RunConfig
 from greenroom.errors import UserError
@@ -128,11 +130,20 @@ def test_same_seed_same_bits_and_resuming_changes_nothing(config: RunConfig, tmp
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_another_seed_gives_another_run(algo: str) -> None:
+    """From the same weights: acting and learning draw otherwise."""
     # Enough steps for as many minibatches as any of them wants.
-    config = dataclasses.replace(BASE, algorithm=ALGORITHMS[algo](), rollout_length=8)
+    algorithm = with_drawing(ALGORITHMS[algo](), batch_size=16, replay_ratio=16.0, learning_starts=0)
+    config = dataclasses.replace(BASE, algorithm=algorithm, rollout_length=8)
     if algo in ("sac", "td3"):
         config = dataclasses.replace(config, env="probe-continuous", env_kwargs={})
-    assert not equal(trained(config), trained(dataclasses.replace(config, seed=1)))
+    with running(config) as first, running(dataclasses.replace(config, seed=1)) as second:
+        start = {name: part.clone() for name, part in first.algorithm.policy.state_dict().items()}
+        second.algorithm.policy.load_state_dict(start)
+        for run in (first, second):
+            for _ in islice(train(run), 3):
+                pass
+        assert not equal(weights(first), start), "it has learned"
+        assert not equal(weights(first), weights(second))
 
 
 def test_the_global_generator_is_left_alone() -> None:

@@ -20,6 +20,7 @@ import yaml
 
 from greenroom.algorithms import ALGORITHMS, AlgorithmConfig
 from greenroom.algorithms.ppo import PPOConfig
+from greenroom.algorithms.replaying import drawing_of
 from greenroom.budget import Budget
 from greenroom.envs.base import Stage
 from greenroom.envs.faults import FaultConfig
@@ -124,10 +125,9 @@ class RunConfig:
     @property
     def steps_per_gradient(self) -> int:
         """Steps that one gradient step learns from: a batch from a replay, a minibatch, or all of the rollout."""
-        algorithm: Any = self.algorithm
-        if hasattr(algorithm, "drawing"):
-            return int(algorithm.drawing.batch_size)
-        return self.steps_per_update // int(getattr(algorithm, "minibatches", 1))
+        if (drawing := drawing_of(self.algorithm)) is not None:
+            return drawing.batch_size
+        return self.steps_per_update // int(getattr(self.algorithm, "minibatches", 1))
 
     @property
     def save_interval(self) -> int:
@@ -165,6 +165,18 @@ def component(seam: Any, name: str) -> type:
             "how it is built; see docs/extend.md"
         )
     return found
+
+
+def by_default(kind: type) -> Any:
+    """A component's config as it is if nothing is said.
+
+    Raises:
+        UserError: a field has no default.
+    """
+    try:
+        return kind()
+    except TypeError as problem:
+        raise UserError(f"{kind.__module__}:{kind.__qualname__}: give every field a default ({problem})") from problem
 
 
 def narrowed(config: Any) -> Any:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from greenroom.algorithms.replaying import with_drawing
 from greenroom.config import RunConfig
 from greenroom.envs.base import Environment
 from greenroom.envs.check import RandomActor
@@ -301,7 +302,10 @@ def learner(config: RunConfig) -> Work:
 
     The rollout is one that the run collects; `config.collect` makes no difference. A replay holds copies of it.
     """
-    run = begun(replace(config, collect="sync", lag=1))
+    algorithm: Any = config.algorithm
+    if getattr(algorithm, "target_kl", 0.0):  # on one rollout for ever it would soon end every update
+        algorithm = replace(algorithm, target_kl=0.0)
+    run = begun(replace(config, algorithm=algorithm, collect="sync", lag=1))
     try:
         rollout = next(run.collector)
         threads = torch.get_num_threads()
@@ -352,9 +356,10 @@ def begun(config: RunConfig, say: Say | None = None) -> Run:
         say: hears which stage was chosen; None: nobody does.
     """
     keep_freed_memory()
-    algorithm: Any = config.algorithm
-    if hasattr(algorithm, "drawing"):
-        algorithm = replace(algorithm, drawing=replace(algorithm.drawing, learning_starts=0))
+    # Whole sequences have to be there before they can be learned from.
+    memory, sequences = config.policy.memory.memory != "none", getattr(config.algorithm, "sequences", None)
+    least = sequences.length * config.num_envs - 1 if memory and sequences is not None else 0
+    algorithm = with_drawing(config.algorithm, learning_starts=least)
     return Run(replace(config, algorithm=algorithm, total_steps=_ENDLESS), say=say or say_nothing)
 
 

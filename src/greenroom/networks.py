@@ -220,8 +220,9 @@ class NetworkConfig(Protocol):
 class Encoder(nn.Module):
     """Features of a whole observation.
 
-    In a dict observation, images go through `network` if that is convolutional, else through `Nature`; all other parts
-    through `network` if that is an `Mlp`, else through a default one.
+    In a dict observation, images go through `network` unless that is an `Mlp`, and then through `Nature`; all other
+    parts through `network` if that is an `Mlp`, or one of the user's own and there are no images; else through a
+    default `Mlp`.
     """
 
     def __init__(self, network: NetworkConfig, spec: ObsSpec) -> None:
@@ -231,7 +232,8 @@ class Encoder(nn.Module):
             self.parts = nn.ModuleList([module])
             self.names: tuple[str, ...] = ()
             return
-        flat = network if isinstance(network, Mlp) else Mlp()
+        images = any(part.is_image for part in spec.values())
+        flat = network if isinstance(network, Mlp) or (of_ones_own(network) and not images) else Mlp()
         picture = Nature() if isinstance(network, Mlp) else network
         self.names = tuple(sorted(spec))
         built = [(picture if spec[name].is_image else flat).build(spec[name]) for name in self.names]
@@ -243,6 +245,11 @@ class Encoder(nn.Module):
         if isinstance(obs, dict):
             return torch.cat([part(obs[name]) for name, part in zip(self.names, self.parts, strict=True)], dim=-1)
         return self.parts[0](obs)  # type: ignore[no-any-return]  # nn.Module's call is untyped
+
+
+def of_ones_own(network: NetworkConfig) -> bool:
+    """Whether it is none of greenroom's, and so may be for any kind of array."""
+    return not isinstance(network, Mlp | Nips | Nature | Impala)
 
 
 Initialisation = Literal["orthogonal", "fan_in"]

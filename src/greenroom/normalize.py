@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -87,6 +89,10 @@ class ObsNormalizer(nn.Module):
                 moments.update(obs[name] if isinstance(obs, dict) else obs)
 
 
+def _all(steps: Tensor) -> Tensor:
+    return steps
+
+
 class RewardScaler(nn.Module):
     """Divides rewards by the running standard deviation of the discounted return (Engstrom et al. 2020).
 
@@ -102,8 +108,14 @@ class RewardScaler(nn.Module):
         self.register_buffer("running", torch.zeros(num_envs))
 
     @torch.no_grad()
-    def forward(self, reward: Tensor, cut: Tensor) -> Tensor:
-        """Take in rewards `[T, B]` and episode ends `[T, B]`; returns the scaled rewards."""
+    def forward(self, reward: Tensor, cut: Tensor, kept: Callable[[Tensor], Tensor] = _all) -> Tensor:
+        """Take in rewards `[T, B]` and episode ends `[T, B]`; returns the scaled rewards.
+
+        Args:
+            reward: float32 `[T, B]`.
+            cut: bool `[T, B]`.
+            kept: picks from steps `[T·B]` those that count for the scale.
+        """
         returns = torch.empty_like(reward)
         carry = self.gamma * (~cut).float()
         running = self.running
@@ -111,5 +123,5 @@ class RewardScaler(nn.Module):
             returns[t] = running + reward[t]
             running = returns[t] * carry[t]
         self.running.copy_(running)
-        self.moments.update(returns.flatten())
+        self.moments.update(kept(returns.flatten()))
         return reward * torch.rsqrt(self.moments.var + 1e-8).float()

@@ -13,6 +13,7 @@ from greenroom.acting import unfinished
 from greenroom.algorithms import Algorithm, AlgorithmConfig, updaters_of
 from greenroom.errors import UserError
 from greenroom.networks import Mlp
+from greenroom.normalize import RunningMoments
 from greenroom.policy import Actor, PolicyConfig
 from greenroom.seeding import derive, generator
 from greenroom.spec import MASK, ArraySpec, EnvSpec, ObsSpec
@@ -79,6 +80,7 @@ def check_algorithm(
     )
     if hasattr(algorithm, "updaters"):
         _check_updaters(algorithm, builder.build(seed), second)
+    _check_normaliser(replace(builder, policy=replace(settings, normalize_obs=True)).build(seed), first)
     _check_dropped(builder.build(seed), builder.build(seed), [first, second])
 
 
@@ -178,6 +180,14 @@ def _check_updaters(algorithm: Algorithm, other: Algorithm, rollout: Rollout) ->
     _require(_same(_parameters(other), before), "`updaters` are not all that move the parameters")
 
 
+def _check_normaliser(algorithm: Algorithm, rollout: Rollout) -> None:
+    """What was acted on is learned by the normaliser, too, where there is one."""
+    algorithm.learn(rollout)
+    moments = [part for part in algorithm.policy.normalizer.modules() if isinstance(part, RunningMoments)]
+    what = "with normalize_obs, learn left the normaliser at nothing; call `learn_normalisation` after the update"
+    _require(all(bool(part.count > 0) for part in moments), what)
+
+
 def _check_dropped(algorithm: Algorithm, other: Algorithm, rollouts: list[Rollout]) -> None:
     """Nothing is learned from steps that a rollout has dropped, whatever they hold."""
     for rollout in rollouts:
@@ -190,9 +200,10 @@ def _check_dropped(algorithm: Algorithm, other: Algorithm, rollouts: list[Rollou
             changed[dropped] = part.flip(0)[dropped]
             return changed
 
+        action, reward = otherwise(rollout.action), otherwise(rollout.reward)
         extras = {name: otherwise(part) for name, part in rollout.extras.items()}
         algorithm.learn(replace(rollout, dropped=dropped))
-        other.learn(replace(rollout, dropped=dropped, action=otherwise(rollout.action), extras=extras))
+        other.learn(replace(rollout, dropped=dropped, action=action, reward=reward, extras=extras))
     what = "what a rollout has `dropped` was learned from; leave those steps out of the loss, or of the replay"
     _require(_same(_parameters(algorithm), _parameters(other)), what)
 

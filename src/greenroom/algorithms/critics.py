@@ -16,7 +16,7 @@ from greenroom.algorithms.targets import TargetNetwork
 from greenroom.compiling import compilable
 from greenroom.continuous import ContinuousPolicy
 from greenroom.errors import UserError
-from greenroom.networks import Mlp, initialise
+from greenroom.networks import Mlp, initialise, of_ones_own
 from greenroom.optim import Adam, OptimizerConfig, Schedule, Updater
 from greenroom.policy import Body, one_step, visible
 from greenroom.replay import ReplayConfig
@@ -28,7 +28,8 @@ from greenroom.types import Obs, Rollout, parts_of
 class StateActionValue(nn.Module):
     """Q(s, a): what is seen and the action go together through fully connected layers, which are the policy's `Mlp`.
 
-    Where pictures are seen, a body of the policy's kind makes features of all that is seen before the action joins.
+    Where pictures are seen, or by a network of the user's own, a body of the policy's kind makes features of all that
+    is seen before the action joins.
     """
 
     def __init__(self, policy: ContinuousPolicy, spec: EnvSpec) -> None:
@@ -37,7 +38,8 @@ class StateActionValue(nn.Module):
         parts = parts_of(seen)
         flat = isinstance(settings.network, Mlp)
         pictures = any(part.is_image for part in parts.values()) if isinstance(seen, dict) else not flat
-        self.body = Body(settings, spec.obs, policy.precision) if pictures else None
+        needed = pictures or of_ones_own(settings.network)
+        self.body = Body(settings, spec.obs, policy.precision) if needed else None
         self.names = tuple(sorted(parts))
         width = sum(math.prod(part.shape) for part in parts.values()) if self.body is None else self.body.features
         network = settings.network if isinstance(settings.network, Mlp) else Mlp(hidden=(256, 256), activation="relu")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,24 @@ class Drawing:
     def build(self) -> Draws:
         """The clock, before the first step."""
         return Draws(self)
+
+
+def drawing_of(config: Any) -> Drawing | None:
+    """How an algorithm's config says to draw from a replay, however deep that lies; None: it does not."""
+    if isinstance(config, Drawing):
+        return config
+    parts = (getattr(config, item.name) for item in fields(config))
+    found = (drawing_of(part) for part in parts if is_dataclass(part))
+    return next((drawing for drawing in found if drawing is not None), None)
+
+
+def with_drawing(config: Any, **changes: Any) -> Any:
+    """An algorithm's config with `changes` to its `Drawing`; as it is, if it has none."""
+    if isinstance(config, Drawing):
+        return replace(config, **changes)
+    parts = {item.name: getattr(config, item.name) for item in fields(config)}
+    held = {name: part for name, part in parts.items() if is_dataclass(part) and drawing_of(part) is not None}
+    return replace(config, **{name: with_drawing(part, **changes) for name, part in held.items()}) if held else config
 
 
 class Draws:

@@ -38,7 +38,7 @@ class Rewards:
 
     def __call__(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Reward and discount, float `[T, B]`."""
-        reward = rollout.reward if self._scaler is None else self._scaler(rollout.reward, rollout.cut)
+        reward = rollout.reward if self._scaler is None else self._scaler(rollout.reward, rollout.cut, rollout.kept)
         return reward, self.gamma * (~rollout.terminated).float()
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -88,8 +88,11 @@ def check_minibatches(minibatches: int, *, whole: bool, num_envs: int, rollout_l
 
 
 def learn_normalisation(policy: Policy, rollout: Rollout) -> None:
-    """Let the policy's normaliser see what was acted on: after the update, so that it saw what acting saw."""
-    policy.normalizer.update(map_obs(lambda part: part[:-1].flatten(0, 1), rollout.obs))
+    """Let the policy's normaliser see what was acted on and is learned from.
+
+    After the update, so that it saw what acting saw.
+    """
+    policy.normalizer.update(map_obs(lambda part: rollout.kept(part[:-1].flatten(0, 1)), rollout.obs))
 
 
 def mean_metrics(updates: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import tyro
 
 from greenroom.algorithms import AlgorithmConfig
-from greenroom.config import KINDS, RunConfig, component, load_file, narrowed, parse_yaml, widened
+from greenroom.config import KINDS, RunConfig, by_default, component, load_file, narrowed, parse_yaml, widened
 from greenroom.errors import UserError, nearest
 from greenroom.networks import NetworkConfig
 from greenroom.optim import OptimizerConfig
@@ -53,10 +53,10 @@ def _run_defaults(command: type, words: list[str], own: dict[str, Any]) -> Any:
     if own:
         config = dataclasses.replace(config, env_kwargs=config.env_kwargs | own)
     if chosen.network:
-        policy = dataclasses.replace(config.policy, network=component(NetworkConfig, chosen.network)())
+        policy = dataclasses.replace(config.policy, network=by_default(component(NetworkConfig, chosen.network)))
         config = dataclasses.replace(config, policy=policy)
     if chosen.optimizer:
-        optimizer = component(OptimizerConfig, chosen.optimizer)()
+        optimizer = by_default(component(OptimizerConfig, chosen.optimizer))
         algorithm: Any = config.algorithm
         config = dataclasses.replace(config, algorithm=dataclasses.replace(algorithm, optimizer=optimizer))
     return command(env=config.env, run=config)

@@ -184,6 +184,7 @@ def diagnose(config: RunConfig, *, seconds: float = 40.0, say: Say = say_nothing
         better = best != own and best_rate.steps_per_second > WORTH_IT * own_rate.steps_per_second
         say("measuring what is suggested once more, by itself …")
         expected = runs.steady(best if better else own)
+    whole = dataclasses.replace(own, rollout_length=config.rollout_length)
     ventured = [
         Trial(config=other, against=best, found=rate, beat=best_rate)
         for other, rate in zip(more, more_found, strict=True)
@@ -207,7 +208,7 @@ def diagnose(config: RunConfig, *, seconds: float = 40.0, say: Say = say_nothing
         ),
         trials=(*trials, *ventured),
         complete=complete,
-        symptoms=tuple(symptoms(own, vitals, alone["single"], alone["own"], [*trials, *ventured])),
+        symptoms=tuple(symptoms(whole, vitals, alone["single"], alone["own"], [*trials, *ventured])),
         shortened=shortened,
     )
 

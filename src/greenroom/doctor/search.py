@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from greenroom.algorithms.replaying import drawing_of
 from greenroom.config import RunConfig
 from greenroom.envs.base import Stage
 from greenroom.envs.choose import largest_divisor
@@ -146,7 +147,7 @@ def beyond(config: RunConfig, cores: int) -> Iterator[RunConfig]:
 
 def minds_lag(config: RunConfig) -> bool:
     """Whether the algorithm takes its data to come from the weights that learn: neither corrected nor replayed."""
-    return config.algo != "vtrace" and not hasattr(config.algorithm, "drawing")
+    return config.algo != "vtrace" and drawing_of(config.algorithm) is None
 
 
 def _if_valid(config: RunConfig, **changes: Any) -> Iterator[RunConfig]:

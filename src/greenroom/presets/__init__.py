@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from greenroom.algorithms import AlgorithmConfig
-from greenroom.config import RunConfig, component
+from greenroom.config import RunConfig, by_default, component
 from greenroom.envs.device import model_of
 from greenroom.errors import UserError, nearest
 from greenroom.presets import atari, classic, continuous, inventory
@@ -119,7 +119,10 @@ def preset(name: str | None, env: str, *, algo: str | None = None) -> RunConfig:
             return PRESETS[by_algo[algo]].config(env)
         # Without a preset of its own: the component's defaults in the family's surroundings.
         chosen = component(AlgorithmConfig, str(algo))
-        return dataclasses.replace(PRESETS[by_algo[None]].config(env), algorithm=chosen())
+        config = PRESETS[by_algo[None]].config(env)
+        # What only actor-critics have is the preset's own algorithm's.
+        policy = dataclasses.replace(config.policy, separate_value=False, initial_log_std=0.0)
+        return dataclasses.replace(config, algorithm=by_default(chosen), policy=policy)
     if name not in PRESETS:
         raise UserError(f"no preset {name!r}{nearest(name, PRESETS)}")
     entry = PRESETS[name]

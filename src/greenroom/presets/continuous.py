@@ -75,10 +75,10 @@ def _of_mujoco(start: RunConfig) -> RunConfig:
 
 
 def mujoco_sac(env: str) -> RunConfig:
-    """SAC, with the papers' learning rate and replay."""
+    """SAC, with the paper's learning rate and replay."""
     return _of_mujoco(sac(env))
 
 
 def mujoco_td3(env: str) -> RunConfig:
-    """TD3, with the papers' learning rate and replay."""
+    """TD3, with the replay of the paper and the learning rate of its authors' later code."""
     return _of_mujoco(td3(env))
