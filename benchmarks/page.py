@@ -3,12 +3,10 @@
     python benchmarks/page.py
 
 Between `<!-- bench: NAME -->` and `<!-- end -->` stand the reports of suite NAME: the CPU's, then those of GPUs.
-Reports that were kept of another machine have a folder and a page of their own there, filled likewise.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -16,22 +14,19 @@ from greenroom import folder
 from greenroom.bench.report import read
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "docs" / "results" / "bench"
-PAGES = {ROOT / "docs" / "performance.md": RESULTS, **{page: page.parent for page in RESULTS.glob("*/tables.md")}}
-"""Where the reports of each page lie."""
-
+PAGE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "docs" / "results" / "bench"
 _BLOCK = re.compile(r"(<!-- bench: ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def filled(text: str, page: Path, results: Path) -> str:
-    """The text of `page` with every block as the reports in `results` have it."""
-    return _BLOCK.sub(lambda found: found[1] + _block(found[2], page, results) + found[3], text)
+def filled(text: str, results: Path) -> str:
+    """The page with every block as the reports in `results` have it."""
+    return _BLOCK.sub(lambda found: found[1] + _block(found[2], results) + found[3], text)
 
 
-def _block(suite: str, page: Path, results: Path) -> str:
+def _block(suite: str, results: Path) -> str:
     paths = [results / f"{suite}.json", *sorted(results.glob(f"{suite}-*.json"))]
     blocks = [
-        f"{read(path).markdown()}\nAll slices: [{path.name}]({os.path.relpath(path, page.parent)}).\n"
+        f"{read(path).markdown()}\nAll slices: [{path.name}](results/bench/{path.name}).\n"
         for path in paths
         if path.exists()
     ]
@@ -39,5 +34,4 @@ def _block(suite: str, page: Path, results: Path) -> str:
 
 
 if __name__ == "__main__":
-    for page, results in PAGES.items():
-        folder.write_text(page, filled(page.read_text(encoding="utf-8"), page, results))
+    folder.write_text(PAGE, filled(PAGE.read_text(encoding="utf-8"), RESULTS))

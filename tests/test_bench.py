@@ -120,23 +120,20 @@ def test_a_file_that_is_no_report_is_named(tmp_path: Path) -> None:
 
 def test_the_page_shows_what_the_files_say(tmp_path: Path) -> None:
     text = "Before.\n<!-- bench: atari -->\nold\n<!-- end -->\n<!-- bench: scale -->\n<!-- end -->\nAfter.\n"
-    (tmp_path / "results").mkdir()
-    report().write(tmp_path / "results")
-    report("cuda").write(tmp_path / "results")
-    here = tmp_path / "page.md"
-    filled = page.filled(text, here, tmp_path / "results")
+    report().write(tmp_path)
+    report("cuda").write(tmp_path)
+    filled = page.filled(text, tmp_path)
     assert "old" not in filled
     assert filled.count(f"| sync | {shown(1230.0)} |") == 2
-    assert "(results/atari-nvidia-h200.json)" in filled
+    assert "(results/bench/atari-nvidia-h200.json)" in filled
     assert "Not measured yet." in filled[filled.index("scale") :]
-    assert page.filled(filled, here, tmp_path / "results") == filled
+    assert page.filled(filled, tmp_path) == filled
 
 
-def test_the_pages_in_the_repository_are_filled_from_the_files_beside_them() -> None:
-    for where, results in page.PAGES.items():
-        text = where.read_text()
-        assert page.filled(text, where, results) == text
-        assert all(f"<!-- bench: {name} -->" in text for name in suites.SUITES)
+def test_the_page_in_the_repository_is_filled_from_the_files_beside_it() -> None:
+    text = page.PAGE.read_text()
+    assert page.filled(text, page.RESULTS) == text
+    assert all(f"<!-- bench: {name} -->" in text for name in suites.SUITES)
 
 
 def test_loops_are_calibrated_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
