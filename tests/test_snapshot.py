@@ -7,19 +7,25 @@ import importlib.util
 import json
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 
 import gym_envs
+from greenroom.algorithms.ppo import PPOConfig
+from greenroom.config import RunConfig
 from greenroom.envs.base import Snapshotable
 from greenroom.envs.check import RandomActor, check_environment
 from greenroom.envs.inline import InlineEnvironment
 from greenroom.envs.snapshot import NotSnapshotable, capture, restore
 from greenroom.envs.workers import WorkersEnvironment
 from greenroom.errors import UserError
+from greenroom.networks import Mlp
+from greenroom.policy import PolicyConfig
+from greenroom.session import launch, resume
 from greenroom.types import Step
 
 Source = str | Callable[..., Any]
@@ -406,3 +412,54 @@ def test_what_an_environments_own_methods_raise_is_told() -> None:
     env.speaks = False
     with pytest.raises(NotSnapshotable, match=r"env\.get_state\(\) raised RuntimeError: busy"):
         capture(env)
+
+
+class Planner(gym_envs.Counter):
+    """Has no plan at first, then one that cannot be captured, or one that only this process knows."""
+
+    def __init__(self, plan: str) -> None:
+        super().__init__()
+        self.kind = plan
+        self.plan: Any = None
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.plan = iter([1]) if self.kind == "opaque" else _counting()[0]
+        return super().step(action)
+
+
+@pytest.mark.parametrize(
+    ("plan", "collect", "why"),
+    [
+        ("opaque", "sync", "the checkpoint is without its environments, which could not be copied then"),
+        ("local", "sync", "the checkpoint's environments cannot be restored (env.plan was test_snapshot:_counting"),
+        ("local", "overlap", "the checkpoint's environments cannot be restored ("),
+    ],
+)
+def test_a_run_puts_up_with_environments_that_turn_out_not_to_be_copied(
+    plan: str,
+    collect: Literal["sync", "overlap"],
+    why: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("greenroom.baselines.report", lambda *args, **kwargs: None)
+    config = RunConfig(
+        env="test_snapshot:Planner",
+        env_kwargs={"plan": plan},
+        stage="inline",
+        collect=collect,
+        num_envs=2,
+        rollout_length=4,
+        total_steps=16,
+        algorithm=PPOConfig(minibatches=1, epochs=1),
+        policy=PolicyConfig(network=Mlp(hidden=(4,))),
+        eval_episodes=1,
+        sinks=(),
+        threads=1,
+    )
+    assert launch(config, run_dir=tmp_path / "run", quiet=True).finished
+    capsys.readouterr()
+    assert resume(tmp_path / "run", total_steps=32).finished
+    said = [line for line in capsys.readouterr().err.splitlines() if "new episodes begin" in line]
+    assert len(said) == 1 and why in said[0]
