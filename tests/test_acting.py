@@ -13,6 +13,7 @@ from fakes import CopyableEnvironment, ScriptedEnvironment, TalkingPolicy
 from greenroom.acting import Collector
 from greenroom.envs.base import Environment
 from greenroom.envs.device import make_device
+from greenroom.envs.snapshot import NotSnapshotable
 from greenroom.errors import UserError
 from greenroom.types import Decision, Episodes, Obs, Rollout, State, Step
 
@@ -244,6 +245,7 @@ def test_without_snapshots_new_episodes_begin_from_new_seeds() -> None:
     assert values(rollout.obs)[0] == [[0, 0, 0], [1, 0, 0]]
     assert rollout.extras["drawn"].tolist() == drawn
     assert rollout.version == 1
+    assert resumed.begun_anew == "these environments cannot be copied"
 
 
 def test_one_group_that_cannot_be_copied_is_enough() -> None:
@@ -260,6 +262,74 @@ def test_a_snapshot_of_another_stage_is_refused() -> None:
         collector(copyable()[:1]).load_state_dict(state)
     with pytest.raises(UserError, match="resume with the options of the original run"):
         collector([ScriptedEnvironment([0, 1], [2, 3])] * 2).load_state_dict(state)
+
+
+class Moody(CopyableEnvironment):
+    """Says at first that it can be copied; `refuses` names what it then refuses to do."""
+
+    refuses = ""
+
+    def state_dict(self) -> dict[str, object]:
+        if self.refuses == "state_dict":
+            raise NotSnapshotable("env.plan (builtins.list_iterator) cannot be captured")
+        return super().state_dict()
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        if self.refuses == "load_state_dict":
+            raise NotSnapshotable("env.plan was a Plan,\n which this environment does not have")
+        super().load_state_dict(state)
+
+
+def moody() -> list[Moody]:
+    return [Moody([0, 1], [2, 3]), Moody([2, 3], [7, 5])]
+
+
+def test_environments_that_can_be_copied_no_longer_are_left_out() -> None:
+    groups = moody()
+    acting = collector(groups)
+    next(acting)
+    groups[1].refuses = "state_dict"
+    state = acting.state_dict()
+    assert state.keys() == {"generator", "version"}
+    assert values(next(acting).obs)[0] == [[0, 2, 0], [1, 1, 1], [2, 0, 4], [3, 0, 4]]  # and all goes on
+    groups[1].refuses = ""
+    assert "environments" in acting.state_dict()
+    acting.load_state_dict(state)
+    assert acting.begun_anew == "the checkpoint is without its environments, which could not be copied then"
+    assert values(next(acting).obs)[0] == [[number, 0, 0] for number in range(4)]
+
+
+def test_where_environments_cannot_be_restored_new_episodes_begin_in_all() -> None:
+    original = collector(moody())
+    assert next(original).version == original.version == 0
+    original.version = 1
+    state = original.state_dict()
+    groups = moody()
+    resumed = collector(groups)
+    groups[1].refuses = "load_state_dict"
+    resumed.load_state_dict(state)
+    assert resumed.begun_anew == (
+        "the checkpoint's environments cannot be restored (env.plan was a Plan, which this environment does not have)"
+    )
+    rollout = next(resumed)
+    assert values(rollout.obs)[0] == [[number, 0, 0] for number in range(4)]
+    assert rollout.version == 1
+    assert all(len(set(group.seeds)) == 2 for group in groups)
+    groups[1].refuses = ""
+    resumed.load_state_dict(state)
+    assert resumed.begun_anew == ""
+    assert copied(next(resumed)) == copied(next(original))
+
+
+def test_a_state_is_tried_even_where_a_new_environment_cannot_be_copied() -> None:
+    original, groups = collector(moody()), moody()
+    next(original)
+    state = original.state_dict()
+    groups[0].can_snapshot = False  # what it holds after its first reset differs from time to time
+    resumed = collector(groups)
+    resumed.load_state_dict(state)
+    assert resumed.begun_anew == ""
+    assert copied(next(resumed)) == copied(next(original))
 
 
 def test_time_is_split() -> None:

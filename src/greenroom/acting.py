@@ -7,6 +7,7 @@ weights, so that the data are exactly on-policy. `overlap` runs this very loop b
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from greenroom.crossing import Crossing
 from greenroom.envs.base import Environment, Snapshotable
+from greenroom.envs.snapshot import NotSnapshotable
 from greenroom.errors import Fault, UserError
 from greenroom.policy import Actor
 from greenroom.seeding import derive, generator, restore
@@ -189,6 +191,8 @@ class Collector:
             [_Memory(rollout_length, self.num_envs, self._obs, device, groups[0].device) for _ in range(memories)]
         )
         self._untold: tuple[Fault, ...] = ()
+        self.begun_anew = ""
+        """Why new episodes began when a state was last loaded, in words; empty if the saved ones went on."""
 
     def _reset(self) -> Obs:
         """New episodes everywhere; those of a resumed run are not those that the run began with."""
@@ -292,30 +296,46 @@ class Collector:
         return all(isinstance(group, Snapshotable) and group.can_snapshot for group in self.groups)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where acting stands: generator, last observation and, where they can be copied, the environments."""
+        """Where acting stands: generator, last observation and, where they can be copied, the environments.
+
+        Whether they can is found out once, but what they hold changes: they are left out whenever they cannot.
+        """
         state: dict[str, Any] = {"generator": self._generator.get_state(), "version": self.version}
         if self.can_snapshot:
-            state["obs"] = map_obs(torch.clone, self._obs)
-            state["state"] = {name: part.clone() for name, part in self._state.items()}
-            state["environments"] = [group.state_dict() for group in self.groups if isinstance(group, Snapshotable)]
+            with contextlib.suppress(NotSnapshotable):
+                state["environments"] = [group.state_dict() for group in self.groups if isinstance(group, Snapshotable)]
+                state["obs"] = map_obs(torch.clone, self._obs)
+                state["state"] = {name: part.clone() for name, part in self._state.items()}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`; without saved environments, start new episodes."""
+        """Continue from `state`; where its environments are not in it, or cannot be restored, start new episodes."""
         restore(self._generator, state["generator"])
         self.version = state["version"]
-        if "environments" not in state:
+        self.begun_anew = self._load_environments(state)
+        if self.begun_anew:
             self._obs, self._state = self._reset(), self._initial
             return
-        if not self.can_snapshot or len(state["environments"]) != len(self.groups):
+        self._obs = map_obs(lambda part: part.to(self.device), state["obs"])
+        self._state = {name: part.to(self.device) for name, part in state["state"].items()}
+
+    def _load_environments(self, state: dict[str, Any]) -> str:
+        """Let every group continue; returns why one cannot, or nothing."""
+        if "environments" not in state:
+            if self.can_snapshot:
+                return "the checkpoint is without its environments, which could not be copied then"
+            return "these environments cannot be copied"
+        groups = [group for group in self.groups if isinstance(group, Snapshotable)]
+        if not len(groups) == len(self.groups) == len(state["environments"]):
             raise UserError(
                 "the checkpoint's environments do not fit this stage; resume with the options of the original run"
             )
-        for group, saved in zip(self.groups, state["environments"], strict=True):
-            assert isinstance(group, Snapshotable)
-            group.load_state_dict(saved)
-        self._obs = map_obs(lambda part: part.to(self.device), state["obs"])
-        self._state = {name: part.to(self.device) for name, part in state["state"].items()}
+        try:
+            for group, saved in zip(groups, state["environments"], strict=True):
+                group.load_state_dict(saved)
+        except NotSnapshotable as error:
+            return f"the checkpoint's environments cannot be restored ({' '.join(str(error).split())})"
+        return ""
 
     def close(self) -> None:
         """Close all environments."""

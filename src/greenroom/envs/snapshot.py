@@ -1,11 +1,18 @@
 """The state of a Python environment as plain values, and back, without pickle.
 
 `capture` walks an environment and its wrappers attribute by attribute into numbers, strings and lists that JSON can
-hold. `restore` writes them into another environment of the same kind, built and reset in the ordinary way, in place
-where it can, so that everything a capture leaves out (functions, modules, classes, render handles that are None) is
-the new environment's own. Whatever holds state that Python cannot see makes an environment *not snapshotable*. MuJoCo
-is understood: its data are copied whole; its model is taken as constant. Out of sight are class attributes and
-the global random generators of Python and NumPy; an environment should draw from its own `np_random`.
+hold. `restore` puts them into another environment of the same kind, built and reset in the ordinary way, so that
+everything a capture leaves out (functions, modules, classes, render handles that are None) is the new one's own.
+
+Lists, dicts, arrays and plain objects are built anew, because those of the live environment may be its class's, its
+module's or another environment's too. What is the same object, or the same memory, in two places of the captured
+environment is so again. Written in place are the environment and its wrappers, random generators, MuJoCo's data,
+arrays in memory that is not NumPy's, and objects that say how they are set or how they end. Nothing is written before
+everything is built: a state that does not fit leaves the environment as it was.
+
+Whatever holds state that Python cannot see makes an environment *not snapshotable*. MuJoCo is understood: its data are
+copied whole; its model is taken as constant. Out of sight are class attributes and the global random generators of
+Python and NumPy; an environment should draw from its own `np_random`.
 
 An environment may instead offer `get_state()`, which gives numbers, strings, arrays, lists and dicts, and
 `set_state(state)`. Its `np_random` is captured in any case.
@@ -23,8 +30,10 @@ import random
 import sys
 import types
 import zlib
+from collections.abc import Callable
 from typing import Any
 
+import gymnasium
 import numpy as np
 
 from greenroom.errors import UserError
@@ -51,22 +60,31 @@ def capture(env: Any) -> Any:
     Raises:
         NotSnapshotable: Something in it cannot be captured.
     """
+    walk = _Capture(env)
     try:
-        return _Capture().value(env, "env")
+        state = walk.value(env, "env")
     except RecursionError as error:
         raise NotSnapshotable("the environment's objects are nested too deeply to capture") from error
+    walk.note_shared_memory()
+    return state
 
 
 def restore(env: Any, state: Any) -> None:
     """Make `env`, of the same kind as the captured one and already reset, continue from `state`.
 
     Raises:
-        NotSnapshotable: `state` does not fit this environment.
+        NotSnapshotable: `state` does not fit this environment, which may go on from a reset.
     """
+    walk = _Restore(env)
     try:
-        _Restore().value(state, env, "env")
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, zlib.error) as error:
-        raise NotSnapshotable(f"the saved state does not fit this environment: {error}") from error
+        walk.value(state, env, "env")
+        walk.write()
+    except NotSnapshotable:
+        raise
+    except Exception as error:  # keys are hashed and states are set by a stranger's code, which may raise anything
+        raise NotSnapshotable(
+            f"the saved state does not fit this environment: {type(error).__name__}: {error}"
+        ) from error
 
 
 def is_plain(kind: type) -> bool:
@@ -120,17 +138,21 @@ def _bytes(data: bytes) -> str:
 class _Capture:
     """One walk. Every mutable object gets a number at its first visit; later visits refer to that number."""
 
-    def __init__(self) -> None:
+    def __init__(self, env: Any) -> None:
+        self._env = env
         self._seen: dict[int, int] = {}
         self._keep: list[Any] = []  # temporary values must live as long as the walk: their ids may not be reused
         self._numbers = itertools.count()
+        self._arrays: list[tuple[dict[str, Any], np.ndarray[Any, Any]]] = []
+        self._constants: dict[int, str] | None = None
 
     def value(self, value: Any, path: str) -> Any:
         if type(value) in _ATOMS:
             return value
         if isinstance(value, enum.Enum):
-            return {"enum": value.name}
-        if isinstance(value, np.generic):
+            member = value.value if isinstance(value, enum.Flag) else value.name  # a union of flags may have no name
+            return {"enum": member, "class": _name(type(value))}
+        if isinstance(value, np.generic) and value.dtype.names is None:
             return {"scalar": _bytes(value.tobytes()), "dtype": value.dtype.str}
         if isinstance(value, bytes):
             return {"bytes": _bytes(value)}
@@ -142,20 +164,39 @@ class _Capture:
         if node is None:
             kind = _name(type(value)).strip(":").replace(":", ".")
             raise NotSnapshotable(f"{path} ({kind}) cannot be captured")
-        return {"id": number, **node}
+        node["id"] = number
+        return node
+
+    def note_shared_memory(self) -> None:
+        """Tell of arrays that lie in each other's memory (`row = grid[0]`) where in it they do."""
+        memories: list[list[int]] = []
+        placed = []
+        for low, high, number in sorted((*_extent(array), i) for i, (_, array) in enumerate(self._arrays)):
+            if not memories or low >= memories[-1][1]:
+                memories.append([low, high, 0])
+            memories[-1][1] = max(high, memories[-1][1])
+            memories[-1][2] += 1
+            placed.append((number, len(memories) - 1))
+        for number, memory in placed:
+            low, high, count = memories[memory]
+            node, array = self._arrays[number]
+            if count > 1:
+                begin = array.__array_interface__["data"][0] - low
+                node["memory"] = [memory, high - low, begin, list(array.strides)]
 
     def _node(self, value: Any, path: str) -> dict[str, Any] | None:
         kind = type(value)
         if isinstance(value, types.FunctionType) and value.__closure__:
-            cells = [self.value(cell.cell_contents, f"{path}.<closure>") for cell in value.__closure__]
+            cells = [self.value(cell, f"{path}.<closure>") for cell in value.__closure__]
             return {"function": _name(value), "cells": cells}
+        if kind is types.CellType:
+            return {"cell": [self.value(part, path) for part in _contents(value)]}
         if _is_bound(value):
-            return {"method": _name(value), "self": self.value(value.__self__, f"{path}.__self__")}
+            return self._method(value, path)
         if isinstance(value, (types.FunctionType, *_STATIC)) or _mujoco(value, "MjModel") or _is_env_spec(value):
             return {"static": _name(value)}
-        if kind is np.ndarray and not value.dtype.hasobject:
-            data = np.ascontiguousarray(value)
-            return {"array": _bytes(data.tobytes()), "dtype": value.dtype.str, "shape": list(value.shape)}
+        if kind is np.ndarray and not value.dtype.hasobject and value.dtype.names is None:
+            return self._array(value)
         if isinstance(value, np.random.Generator):
             return {"generator": self.value(value.bit_generator.state, path)}
         if isinstance(value, np.random.RandomState):
@@ -165,6 +206,28 @@ class _Capture:
         if _mujoco(value, "MjData"):
             return {"mujoco": _bytes(zlib.compress(value.__getstate__(), 1))}  # most of it is the model
         return self._container(value, path) or self._object(value, path)
+
+    def _array(self, value: np.ndarray[Any, Any]) -> dict[str, Any]:
+        data = np.ascontiguousarray(value)
+        node = {"array": _bytes(data.tobytes()), "dtype": value.dtype.str, "shape": list(value.shape)}
+        node["foreign"] = _is_foreign(value)
+        axes = sorted(range(value.ndim), key=lambda axis: -abs(value.strides[axis]))
+        if axes != list(range(value.ndim)):
+            node["axes"] = axes  # the order of memory is the order of sums, to the last bit
+        if value.size:
+            self._arrays.append((node, value))
+        return node
+
+    def _method(self, value: Any, path: str) -> dict[str, Any] | None:
+        """By its name in the class of its owner, which is not its own for `self.__move`; else by its function."""
+        owner, name = value.__self__, value.__name__
+        node = {"method": _name(value), "self": self.value(owner, f"{path}.__self__")}
+        if isinstance(value, types.MethodType) and not isinstance(owner, type):
+            under = (n for base in type(owner).__mro__ for n, found in vars(base).items() if found is value.__func__)
+            name = next(under, name)
+            if name in getattr(owner, "__dict__", {}) or getattr(owner, name, None) != value:
+                return node | {"of": self.value(value.__func__, f"{path}.__func__")}
+        return node | {"name": name} if getattr(owner, name, None) == value else None
 
     def _container(self, value: Any, path: str) -> dict[str, Any] | None:
         kind = type(value)
@@ -182,22 +245,47 @@ class _Capture:
 
     def _object(self, value: Any, path: str) -> dict[str, Any] | None:
         if _has_own_state(value):
-            own = {"state": value.get_state(), "random": getattr(value, "_np_random", None)}
+            own = {"state": _own_state(value, path), "random": getattr(value, "_np_random", None)}
             self._keep.append(own)
             return {"own": self.value(own, f"{path}.get_state()")}
         if not is_plain(type(value)):
             return None
-        attributes = _attributes(value).items()
-        return {"object": _name(value), "attributes": {k: self.value(v, f"{path}.{k}") for k, v in attributes}}
+        attributes = _attributes(value)
+        node = {"object": _name(value), "attributes": {k: self.value(v, f"{path}.{k}") for k, v in attributes.items()}}
+        if not _is_kept(value, self._env) and all(type(part) in _ATOMS for part in attributes.values()):
+            node |= {"constant": name} if (name := self._constant(value)) else {}
+        return node
+
+    def _constant(self, value: Any) -> str | None:
+        """The name of an object that a module or a class of the environment's has: `if self.mode is IDLE`."""
+        if self._constants is None:
+            self._constants = {}
+            classes = {kind for env in _chain(self._env) for kind in type(env).__mro__ if kind is not object}
+            for module in {kind.__module__ for kind in classes} & sys.modules.keys():
+                self._constants |= {
+                    id(part): f"{module}:{name}" for name, part in dict(vars(sys.modules[module])).items()
+                }
+            for kind in classes:
+                self._constants |= _named_in(kind)
+        return self._constants.get(id(value)) or _named_in(type(value)).get(id(value))
 
 
 class _Restore:
     """One walk, beside the live environment. Numbered objects are remembered so that references find them again."""
 
-    def __init__(self) -> None:
+    def __init__(self, env: Any) -> None:
+        self._env = env
         self._made: dict[int, Any] = {}
         self._claimed: set[int] = set()
         self._packages: set[str] = set()
+        self._memories: dict[int, np.ndarray[Any, Any]] = {}
+        self._replaced: dict[int, tuple[Any, Any]] = {}  # old and new; the old ones live on, so that their ids do
+        self._writes: list[Callable[[], object]] = []
+
+    def write(self) -> None:
+        """Change what is kept, now that all the rest is built."""
+        for write in self._writes:
+            write()
 
     def value(self, node: Any, live: Any, path: str) -> Any:
         if not isinstance(node, dict):
@@ -205,72 +293,153 @@ class _Restore:
         if "ref" in node:
             return self._made[node["ref"]]
         if "enum" in node:
-            return type(live)[node["enum"]]
+            return self._enum(node, live, path)
         if "scalar" in node:
-            return np.frombuffer(base64.b64decode(node["scalar"]), np.dtype(node["dtype"]))[0]
+            dtype = np.dtype(node["dtype"])
+            return np.frombuffer(base64.b64decode(node["scalar"]), dtype)[0] if dtype.itemsize else dtype.type()
         if "bytes" in node:
             return base64.b64decode(node["bytes"])
-        # An object that is live in two places but was two objects when saved must not be written twice.
-        if id(live) in self._claimed:
-            live = None
-        elif live is not None:
-            self._claimed.add(id(live))
         made = self._made[node["id"]] = self._node(node, live, path)
+        if live is not None and made is not live:
+            self._replaced.setdefault(id(live), (live, made))
         return made
+
+    def _claim(self, live: Any) -> bool:
+        """Whether it may be written: what is live in two places but was two objects when saved, only once."""
+        if id(live) in self._claimed:
+            return False
+        self._claimed.add(id(live))
+        return True
 
     def _node(self, node: dict[str, Any], live: Any, path: str) -> Any:
         if "static" in node:
             return self._same(live, node["static"], path)
         if "function" in node:
-            self._same(live, node["function"], path)
-            for cell, part in zip(live.__closure__, node["cells"], strict=True):
-                cell.cell_contents = self.value(part, cell.cell_contents, f"{path}.<closure>")
-            return live
+            return self._function(node, live, path)
+        if "cell" in node:
+            cell = self._made[node["id"]] = types.CellType()
+            self._fill(cell, node["cell"], live, path)
+            return cell
         if "method" in node:
             owner = self.value(node["self"], getattr(live, "__self__", None), f"{path}.__self__")
-            return getattr(owner, node["method"].rpartition(".")[2])
+            if "of" in node:
+                return types.MethodType(self.value(node["of"], getattr(live, "__func__", None), path), owner)
+            return getattr(owner, node.get("name") or node["method"].rpartition(".")[2])
         if "partial" in node:
             parts = {n: self.value(part, getattr(live, n, None), f"{path}.{n}") for n, part in node["partial"].items()}
             return functools.partial(parts["func"], *parts["args"], **parts["keywords"])
         if "array" in node:
-            return _array(node, live)
+            return self._array(node, live)
         if "generator" in node:
             return self._generator(self.value(node["generator"], None, path), live)
         if "random_state" in node:
-            source = live if isinstance(live, np.random.RandomState) else np.random.RandomState()
-            source.set_state(self.value(node["random_state"], None, path))
+            source = live if isinstance(live, np.random.RandomState) and self._claim(live) else np.random.RandomState()
+            drawn = self.value(node["random_state"], None, path)
+            self._writes.append(lambda: source.set_state(drawn))
             return source
         if "random" in node:
-            chance = live if type(live) is random.Random else random.Random()
-            chance.setstate(self.value(node["random"], None, path))
+            chance = live if type(live) is random.Random and self._claim(live) else random.Random()
+            state = self.value(node["random"], None, path)
+            self._writes.append(lambda: chance.setstate(state))
             return chance
         if "mujoco" in node:
-            return _mujoco_data(node, live)
-        if "own" in node:
-            own = self.value(node["own"], None, path)
-            live.set_state(own["state"])
-            if own["random"] is not None:
-                live._np_random = own["random"]
+            if not _mujoco(live, "MjData") or not self._claim(live):
+                raise NotSnapshotable(f"{path} was MuJoCo's data when saved and is {_name(live)} now")
+            self._writes.append(_mujoco_data(node, live))
             return live
+        if "own" in node:
+            return self._own(node, live, path)
         return self._container(node, live, path) if "object" not in node else self._object(node, live, path)
 
-    def _generator(self, state: dict[str, Any], live: Any) -> np.random.Generator:
+    def _enum(self, node: dict[str, Any], live: Any, path: str) -> Any:
+        kind = type(live)
+        if not isinstance(live, enum.Enum) or _name(kind) != node.get("class", _name(kind)):
+            kind = self._find(node["class"])
+            if not isinstance(kind, type) or not issubclass(kind, enum.Enum):
+                raise NotSnapshotable(f"{path} was a {node['class']}, which this environment does not have")
+        return kind[node["enum"]] if isinstance(node["enum"], str) else kind(node["enum"])
+
+    def _function(self, node: dict[str, Any], live: Any, path: str) -> Any:
+        """With cells of its own: those of the live one may be another environment's, too."""
+        self._same(live, node["function"], path)
+        cells: list[types.CellType] = []
+        fill = []
+        for part, before in zip(node["cells"], live.__closure__, strict=True):
+            shared = self._made.get(part["ref"]) if isinstance(part, dict) and "ref" in part else None
+            if not isinstance(shared, types.CellType):
+                shared = types.CellType()
+                if is_cell := isinstance(part, dict) and "cell" in part:
+                    self._made[part["id"]] = shared
+                fill.append((shared, part["cell"] if is_cell else [part], before))  # of old, a cell was its content
+            cells.append(shared)
+        made = types.FunctionType(live.__code__, live.__globals__, live.__name__, live.__defaults__, tuple(cells))
+        functools.update_wrapper(made, live)
+        made.__dict__ = dict(live.__dict__)
+        made.__kwdefaults__ = live.__kwdefaults__
+        self._made[node["id"]] = made  # before its cells are filled, because it may be in one of them
+        for cell, parts, before in fill:
+            self._fill(cell, parts, before, path)
+        return made
+
+    def _fill(self, cell: types.CellType, parts: list[Any], live: Any, path: str) -> None:
+        for part in parts:  # one, or none in a cell that is empty yet
+            cell.cell_contents = self.value(part, next(iter(_contents(live)), None), f"{path}.<closure>")
+
+    def _array(self, node: dict[str, Any], live: Any) -> Any:
+        dtype, shape = np.dtype(node["dtype"]), tuple(node["shape"])
+        data = np.frombuffer(base64.b64decode(node["array"]), dtype).reshape(shape)
         if (
-            isinstance(live, np.random.Generator)
-            and live.bit_generator.state["bit_generator"] == state["bit_generator"]
+            node.get("foreign", True)
+            and type(live) is np.ndarray
+            and _is_foreign(live)
+            and (live.shape, live.dtype, live.flags.writeable) == (shape, dtype, True)
         ):
-            live.bit_generator.state = state
+            self._writes.append(lambda: np.copyto(live, data))
             return live
-        made = np.random.Generator(_BIT_GENERATORS[state["bit_generator"]]())
+        if "memory" in node:
+            number, size, begin, strides = node["memory"]
+            memory = self._memories.setdefault(number, np.zeros(size, np.uint8))
+            made = np.ndarray(shape, dtype, memory, begin, tuple(strides))
+        else:
+            axes = node.get("axes", range(len(shape)))
+            made = np.empty([shape[axis] for axis in axes], dtype).transpose(np.argsort(axes).tolist())
+        made[...] = data
+        return made
+
+    def _generator(self, state: dict[str, Any], live: Any) -> np.random.Generator:
+        kind = state["bit_generator"]
+        if isinstance(live, np.random.Generator) and type(live.bit_generator).__name__ == kind and self._claim(live):
+            bits = live.bit_generator
+            self._writes.append(lambda: setattr(bits, "state", state))
+            return live
+        made = np.random.Generator(_BIT_GENERATORS[kind]())
         made.bit_generator.state = state
         return made
 
+    def _own(self, node: dict[str, Any], live: Any, path: str) -> Any:
+        own = self.value(node["own"], None, path)
+        if not _has_own_state(live) or not self._claim(live):
+            raise NotSnapshotable(f"{path} had a set_state() when saved and is {_name(live)} now")
+
+        def write() -> None:
+            for name, part in list(getattr(live, "__dict__", {}).items()):  # what it has in common with the environment
+                if id(part) in self._replaced:
+                    object.__setattr__(live, name, self._replaced[id(part)][1])
+            live.set_state(own["state"])
+            if own["random"] is not None:
+                live._np_random = own["random"]
+
+        self._writes.append(write)
+        return live
+
     def _container(self, node: dict[str, Any], live: Any, path: str) -> Any:
         if "mapping" in node:
-            mapping = live if type(live).__name__ == node["mapping"] else _EMPTY[node["mapping"]]()
+            before = live if isinstance(live, dict) else {}
+            if node["mapping"] == "defaultdict":
+                mapping: Any = collections.defaultdict(live.default_factory)
+            else:
+                mapping = _EMPTY[node["mapping"]]()
             self._made[node["id"]] = mapping
-            before = dict(mapping)
-            mapping.clear()
             for key_node, part in node["pairs"]:
                 key = self.value(key_node, None, path)
                 mapping[key] = self.value(part, before.get(key), f"{path}[{key!r}]")
@@ -279,42 +448,52 @@ class _Restore:
         before_parts = list(live) if isinstance(live, _SEQUENCES) and kind not in ("set", "frozenset") else []
         before_parts += [None] * (len(nodes) - len(before_parts))
         target: Any = None
-        if kind == "list":
-            target = live if type(live) is list else []
-        elif kind == "deque":
-            same = type(live) is collections.deque and live.maxlen == node["limit"]
-            target = live if same else collections.deque(maxlen=node["limit"])
-        if target is not None:  # known before its parts are, because a part may refer back to it
+        if kind in ("list", "deque", "set"):  # known before its parts are, because a part may refer back to it
+            target = {"list": list, "set": set}[kind]() if kind != "deque" else collections.deque(maxlen=node["limit"])
             self._made[node["id"]] = target
         parts = [self.value(part, before_parts[i], f"{path}[{i}]") for i, part in enumerate(nodes)]
         if target is not None:
-            target.clear()
-            target.extend(parts)
+            (target.update if kind == "set" else target.extend)(parts)
             return target
-        plain = {"tuple": tuple, "set": set, "frozenset": frozenset}.get(kind)
+        plain = {"tuple": tuple, "frozenset": frozenset}.get(kind)
         return plain(parts) if plain else self._class(node["class"], path)(*parts)
 
     def _object(self, node: dict[str, Any], live: Any, path: str) -> Any:
-        if live is None or _name(live) != node["object"]:
-            kind: Any = self._class(node["object"], path)
-            live = object.__new__(kind)
-        self._made[node["id"]] = live
-        self._packages.add(type(live).__module__.partition(".")[0])
-        present = _attributes(live)
+        constant = self._find(node.get("constant", ":"))
+        if constant is not None and _name(constant) == node["object"] and _attributes(constant) == node["attributes"]:
+            return constant
+        same = live is not None and _name(live) == node["object"]
+        kind: Any = type(live) if same else self._class(node["object"], path)
+        kept = same and _is_kept(live, self._env) and self._claim(live)
+        made = self._made[node["id"]] = live if kept else object.__new__(kind)
+        self._packages.add(kind.__module__.partition(".")[0])
+        before = _attributes(live) if same else {}
+        present = before if kept else {}
         for name, part in node["attributes"].items():
-            made = self.value(part, present.get(name), f"{path}.{name}")
-            if name not in present or made is not present[name]:
-                object.__setattr__(live, name, made)
+            value = self.value(part, before.get(name), f"{path}.{name}")
+            if name not in present or value is not present[name]:
+                self._set(made, name, value, kept)
         for name in present.keys() - node["attributes"].keys():
-            object.__delattr__(live, name)
-        return live
+            self._writes.append(functools.partial(object.__delattr__, made, name))
+        return made
 
-    def _class(self, name: str, path: str) -> type:
-        """A class by name: only a plain one, from a package that the live environment is itself made of."""
+    def _set(self, made: Any, name: str, value: Any, later: bool) -> None:
+        if later:
+            self._writes.append(functools.partial(object.__setattr__, made, name, value))
+        else:
+            object.__setattr__(made, name, value)
+
+    def _find(self, name: str) -> Any:
+        """What a module calls so, if it is of a package that the live environment is itself made of; or None."""
         module, _, qualified = name.partition(":")
         found: Any = sys.modules.get(module) if module.partition(".")[0] in self._packages else None
         for part in qualified.split("."):
             found = getattr(found, part, None)
+        return found
+
+    def _class(self, name: str, path: str) -> type:
+        """A class by name: only a plain one."""
+        found = self._find(name)
         if not isinstance(found, type) or not (is_plain(found) or issubclass(found, tuple)):
             raise NotSnapshotable(f"{path} was a {name}, which this environment does not have")
         return found
@@ -325,22 +504,61 @@ class _Restore:
         return live
 
 
-def _array(node: dict[str, Any], live: Any) -> Any:
-    data = np.frombuffer(base64.b64decode(node["array"]), np.dtype(node["dtype"])).reshape(node["shape"])
-    if type(live) is np.ndarray and live.shape == data.shape and live.dtype == data.dtype and live.flags.writeable:
-        live[...] = data
-        return live
-    return data.copy()
+def _is_kept(value: Any, env: Any) -> bool:
+    """An environment or wrapper, or an object that ends something when it goes: restored in place."""
+    return value is env or isinstance(value, gymnasium.Env) or hasattr(type(value), "__del__")
 
 
-def _mujoco_data(node: dict[str, Any], live: Any) -> Any:
+def _chain(env: Any) -> list[Any]:
+    """An environment and what it wraps."""
+    chain = [env]
+    while isinstance(inner := getattr(chain[-1], "__dict__", {}).get("env"), gymnasium.Env):
+        chain.append(inner)
+    return chain
+
+
+def _named_in(kind: type) -> dict[int, str]:
+    return {id(part): f"{kind.__module__}:{kind.__qualname__}.{name}" for name, part in vars(kind).items()}
+
+
+def _contents(cell: Any) -> list[Any]:
+    """What a closure's cell holds: one value, or none yet."""
+    try:
+        return [cell.cell_contents]
+    except (AttributeError, ValueError):
+        return []
+
+
+def _own_state(value: Any, path: str) -> Any:
+    try:
+        return value.get_state()
+    except Exception as error:
+        raise NotSnapshotable(f"{path}.get_state() raised {type(error).__name__}: {error}") from error
+
+
+def _is_foreign(value: np.ndarray[Any, Any]) -> bool:
+    """Whether its memory is not NumPy's own. That of bytes, as in what was pickled, is nobody else's."""
+    owner: Any = value
+    while (base := getattr(owner, "base", None)) is not None:
+        owner = base
+    return not isinstance(owner, np.ndarray | bytes)
+
+
+def _extent(value: np.ndarray[Any, Any]) -> tuple[int, int]:
+    """The addresses of its first byte, and of the byte after its last."""
+    low = high = int(value.__array_interface__["data"][0])
+    for length, stride in zip(value.shape, value.strides, strict=True):
+        low, high = low + min(0, (length - 1) * stride), high + max(0, (length - 1) * stride)
+    return low, high + value.itemsize
+
+
+def _mujoco_data(node: dict[str, Any], live: Any) -> Callable[[], None]:
     import mujoco
 
     kind: Any = type(live)
     saved = kind.__new__(kind)
     saved.__setstate__(zlib.decompress(base64.b64decode(node["mujoco"])))
-    mujoco.mj_copyData(live, live.model, saved)
-    return live
+    return lambda: mujoco.mj_copyData(live, live.model, saved)
 
 
 def _is_env_spec(value: Any) -> bool:
