@@ -46,6 +46,11 @@ class Source(Protocol):
         """Whether a resumed run continues the very same episodes."""
         ...
 
+    @property
+    def begun_anew(self) -> str:
+        """Why new episodes began when a state was last loaded, in words; empty if the saved ones went on."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """Where acting stands."""
         ...

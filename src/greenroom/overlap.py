@@ -127,6 +127,11 @@ class Overlapped:
         """Whether a resumed run continues the very same episodes."""
         return self.collector.can_snapshot
 
+    @property
+    def begun_anew(self) -> str:
+        """Why new episodes began when a state was last loaded; empty if the saved ones went on."""
+        return self.collector.begun_anew
+
     def state_dict(self) -> dict[str, Any]:
         """Where acting stands, and the rollouts that wait for the learner. Waits until they are collected."""
         queue = [_to_dict(waiting.result()[0]) for waiting in self._queue]

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from greenroom import checkpoint
-from greenroom.acting import Collector
 from greenroom.config import OPTIMIZERS, RunConfig, kind_of
 from greenroom.errors import UserError
 from greenroom.folder import RunFolder, read_log
-from greenroom.overlap import Overlapped
 from greenroom.training import Run
 
 
@@ -34,9 +32,8 @@ def restore(run: Run, state: dict[str, Any], path: Path, say: Callable[[str], No
             f"checkpoint {path} does not fit config.yaml: {' '.join(str(problem).split())} "
             "Put back the settings it was trained with"
         ) from problem
-    collector = run.collector.collector if isinstance(run.collector, Overlapped) else run.collector
-    if isinstance(collector, Collector) and collector.begun_anew:
-        say(f"{collector.begun_anew}: new episodes begin, so the run is not bit-identical")
+    if why := run.collector.begun_anew:
+        say(f"{why}: new episodes begin, so the run is not bit-identical")
 
 
 def kinds(config: RunConfig) -> list[str]:
