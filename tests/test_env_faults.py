@@ -181,6 +181,29 @@ def test_a_reset_has_a_limit_of_its_own() -> None:
             environment.recv()
 
 
+def test_building_anew_has_the_limit_of_a_reset() -> None:
+    class SlowToBuild(flaky.Flaky):
+        built = 0
+
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given)
+            type(self).built += 1
+            time.sleep(0.9 if self.built > 2 else 0.0)
+
+    def env() -> SlowToBuild:
+        return SlowToBuild(chance=0.1)
+
+    limits = dataclasses.replace(RESTART, step_timeout=0.3, reset_timeout=30.0)
+    environment = WorkersEnvironment(env, num_envs=2, num_workers=1, faults=limits)
+    environment.reset(0)
+    told: list[Any] = []
+    while len(told) < 2:
+        environment.send(ACTION[:2])
+        told += environment.recv().faults
+    environment.close()
+    assert all("step raised ValueError: the conveyor jammed" in fault.what for fault in told)
+
+
 @pytest.mark.parametrize("stage", ["workers", "joint"])
 @pytest.mark.parametrize("when", ["stepping", "between", "saving"])
 def test_a_killed_worker_is_replaced_within_a_second_of_being_noticed(when: str, stage: str) -> None:
@@ -231,6 +254,37 @@ def test_an_environment_that_never_works_again_stops_the_run() -> None:
                 environment.recv()
     finally:
         flaky.NeverAgain.broken = False
+
+
+@pytest.mark.parametrize("relapses", [4, 5])
+def test_a_new_environment_that_cannot_be_built_or_reset_is_tried_again(relapses: int) -> None:
+    environment = InlineEnvironment(flaky.Relapse, num_envs=2, kwargs={"relapses": relapses}, faults=RESTART)
+    environment.reset(0)
+    for _ in range(200):
+        environment.send(ACTION[:2])
+        if faults := environment.recv().faults:
+            break
+    first, *others = [fault.what.partition(": ")[2] for fault in faults]
+    assert first == "step raised ValueError: the conveyor jammed"
+    reset, build = "reset raised RuntimeError: the conveyor does not start", "could not be built: RuntimeError: no lic"
+    assert len(others) == relapses
+    for what, expected in zip(reversed(others), itertools.cycle([build, reset])):
+        assert expected in what
+    assert all(fault.traceback for fault in faults)
+
+
+def test_one_that_can_never_be_built_again_stops_the_run() -> None:
+    faults = dataclasses.replace(RESTART, max_env_restarts=10**6)
+    environment = InlineEnvironment(flaky.Relapse, num_envs=2, kwargs={"relapses": 11}, faults=faults)
+    try:
+        environment.reset(0)
+        with pytest.raises(EnvironmentFault, match=r"^environment \d: Relapse could not be built|does not start"):
+            for _ in range(200):
+                environment.send(ACTION[:2])
+                environment.recv()
+        assert flaky.Relapse.relapses == 1  # ten attempts
+    finally:
+        flaky.Relapse.relapses = 0
 
 
 def test_bounds_are_checked_unless_told_not_to() -> None:

@@ -21,7 +21,7 @@ from greenroom.envs.factory import Factory
 from greenroom.envs.faults import BY_DEFAULT, FaultConfig, Report, next_seed, report_of
 from greenroom.envs.snapshot import capture, restore
 from greenroom.envs.spaces import MASK, Array, Layout, Leaf, Mismatch, is_mask, layout_of, leaves_a_choice
-from greenroom.errors import EnvironmentFault
+from greenroom.errors import EnvironmentFault, UserError
 
 _SEE_THROUGH = {wrappers.OrderEnforcing, wrappers.PassiveEnvChecker, wrappers.RecordEpisodeStatistics}
 _SEE_THROUGH |= {wrappers.TimeLimit, wrappers.ClipAction, wrappers.RescaleAction, wrappers.TransformAction}
@@ -284,22 +284,28 @@ class Cast:
         if not self._faults.restarts:
             raise error
         index, seed = actor.index, actor.seed
+        number = index - self._first
         for _ in range(_ATTEMPTS):
+            self._board.resetting[index] = True  # the limit for a reset holds for building too
             with contextlib.suppress(Exception):
-                self._envs[index - self._first].close()
+                self._envs[number].close()
             seed = next_seed(seed)
             self._reports.append(report_of(error, index, seed))
-            env = self._envs[index - self._first] = self._factory.build()
-            self._compare(layout_of_env(env, index), index)
-            actor = self._actors[index - self._first] = self._actor(env, index)
             try:
+                env = self._envs[number] = self._factory.build()
+                self._compare(layout_of_env(env, index), index)
+                actor = self._actors[number] = self._actor(env, index)
                 actor.reset(seed)
                 actor.check()
             except EnvironmentFault as again:
                 error = again
+            except UserError as again:  # it could not even be built
+                error = EnvironmentFault(f"environment {index}: {again}", index=index)
+                error.__cause__ = again.__cause__
             else:
                 self._board.lose(index)
                 return
+        self._board.resetting[index] = False
         raise error
 
     def _actor(self, env: gymnasium.Env[Any, Any], index: int) -> Actor:
