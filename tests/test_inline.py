@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 import gym_envs
 from greenroom.envs.inline import InlineEnvironment
+from greenroom.envs.spaces import action_form
 from greenroom.envs.tensors import env_seeds
 from greenroom.errors import EnvironmentFault, UserError
 from greenroom.spec import ArraySpec, Bounded, Discrete, MultiDiscrete
@@ -126,6 +127,21 @@ def test_box_actions_arrive_in_the_environments_own_shape_and_type() -> None:
     assert step.obs.tolist() == [[[-1.5], [4.0]]]
     assert step.obs.dtype == torch.float32
     env.close()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [(np.float16, (2, 1)), (np.float32, (2, 1)), (np.float64, (2, 1)), (np.float64, ())],
+)
+def test_an_action_at_its_bound_is_inside_the_space(dtype: Any, shape: tuple[int, ...]) -> None:
+    space = spaces.Box(-0.1, 0.1, shape, dtype)
+    decode = action_form(space).decoder()
+    rows = np.stack([np.full(shape, sign * space.high.max(), np.float32) for sign in (-1, 1)])
+    low, high = decode(rows)
+    assert space.contains(low) and space.contains(high)
+    assert (low == space.low).all() and (high == space.high).all()
+    assert isinstance(low, np.ndarray) and low.dtype == dtype
+    assert np.isnan(decode(np.full((1, *shape), np.nan, np.float32))[0]).all()  # a diverged policy is still seen
 
 
 def test_action_kept_by_an_environment_is_not_overwritten_by_the_next() -> None:
