@@ -61,6 +61,10 @@ class Faulty(Counter):
                 obs[1] = np.nan
             case "nan_reward":
                 reward = float("nan")
+            case "huge_reward":
+                reward = -1e39
+            case "huge_signal":
+                info["cost"] = 1e300
             case "shape":
                 obs = np.zeros(3, np.float32)
             case "scalar_shape":

@@ -184,6 +184,8 @@ def test_seeds_are_given_once_and_differ_between_environments() -> None:
         ("raise", "step raised ValueError: the conveyor jammed"),
         ("nan", "the observation holds NaN"),
         ("nan_reward", "the reward is nan"),
+        ("huge_reward", r"the reward is -1e\+39, and infinite as float32; scale it down"),
+        ("huge_signal", r"signal 'cost' is 1e\+300, and infinite as float32; scale it down"),
         ("shape", r"the observation has shape \(3,\), but its space says \(2,\)"),
         ("scalar_shape", r"the observation has shape \(\), but its space says \(2,\)"),
         ("reward_shape", r"the reward must be one number, not an array of shape \(1,\)"),
@@ -251,6 +253,22 @@ def test_diverged_action_is_named_as_the_cause() -> None:
 def test_unsupported_space_says_what_to_do(obs: Any, action: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
         InlineEnvironment(gym_envs.Spaces, num_envs=1, kwargs={"obs": obs, "action": action})
+
+
+@pytest.mark.parametrize("missing", ["observation_space", "action_space"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_missing_space_is_named(missing: str, wrapped: bool) -> None:
+    class Bare(gymnasium.Env[Any, Any]):
+        pass
+
+    def factory() -> Any:
+        bare = Bare()
+        for name in {"observation_space", "action_space"} - {missing}:
+            setattr(bare, name, spaces.Discrete(2))
+        return gymnasium.wrappers.TimeLimit(bare, 5) if wrapped else bare
+
+    with pytest.raises(UserError, match=f"^Bare has no {missing}; .*set self.{missing} in its __init__"):
+        InlineEnvironment(factory, num_envs=1)
 
 
 def test_environments_that_differ_are_refused() -> None:

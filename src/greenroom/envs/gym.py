@@ -29,6 +29,8 @@ _SEE_THROUGH |= {wrappers.ClipReward, wrappers.NormalizeReward, wrappers.Transfo
 """Wrappers that hand on every observation as it is."""
 _ATTEMPTS = 10
 """How often in a row one environment is started anew within a step."""
+_LARGEST = float(np.finfo(np.float32).max)
+"""Of rewards and signals: on the board, which is float32, anything larger would be infinity."""
 _BOUNDS_REMEDY = "correct the environment or its observation_space, or let it pass with --no-check-bounds"
 
 
@@ -39,11 +41,19 @@ def layout_of_env(env: gymnasium.Env[Any, Any], index: int) -> Layout:
     no space and no metadata would tell.
     """
     signals = tuple((env.metadata or {}).get("signals", ()))
-    layout = layout_of(env.observation_space, env.action_space, signals, _frame_stack(env))
+    layout = layout_of(_space(env, "observation_space"), _space(env, "action_space"), signals, _frame_stack(env))
     if layout.action.kind == "bounded" or layout.mask is not None:
         return layout
     _, info = _reset(env, 0, index, f"environment {index}, first reset")
     return layout.with_info_mask(info[MASK]) if isinstance(info, Mapping) and MASK in info else layout
+
+
+def _space(env: gymnasium.Env[Any, Any], name: str) -> Any:
+    try:
+        return getattr(env, name)
+    except AttributeError as error:
+        what = f"{type(env.unwrapped).__name__} has no {name}; give its class one, or set self.{name} in its __init__"
+        raise UserError(what) from error
 
 
 def _frame_stack(env: gymnasium.Env[Any, Any]) -> int:
@@ -105,7 +115,7 @@ class Actor:
                 f"step returned {_form(answer)}, not the five (observation, reward, terminated, truncated, info)"
             )
         obs, reward, terminated, truncated, info = answer
-        usual = type(reward) is float and math.isfinite(reward)
+        usual = type(reward) is float and -_LARGEST <= reward <= _LARGEST
         board.reward[index] = reward if usual else self._number("the reward", reward)
         try:
             if ended := bool(terminated or truncated):
@@ -178,6 +188,8 @@ class Actor:
             raise self._fault(f"{what} must be one number, not an array of shape {shape}")
         if not math.isfinite(number):
             raise self._fault(f"{what} is {number}")
+        if abs(number) > _LARGEST:
+            raise self._fault(f"{what} is {number}, and infinite as float32; scale it down")
         return number
 
     @property
