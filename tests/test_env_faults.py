@@ -28,6 +28,7 @@ from greenroom.envs.faults import FaultConfig, next_seed
 from greenroom.envs.inline import InlineEnvironment
 from greenroom.envs.lost_sales import LostSales
 from greenroom.envs.model import State, Transition
+from greenroom.envs.worker import CALL
 from greenroom.envs.workers import WorkersEnvironment
 from greenroom.errors import EnvironmentFault, ExitCode, UserError
 from greenroom.evaluation import evaluate
@@ -229,6 +230,31 @@ def test_a_killed_worker_is_replaced_within_a_second_of_being_noticed(when: str,
     assert step.truncated.tolist() == [False, False, True, True]
     assert not any(step.faults for step in steps_of(environment, 3))
     environment.close()
+
+
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_worker_that_dies_in_the_middle_of_an_answer_is_lost_like_any_other(mended: bool) -> None:
+    class Large(flaky.Flaky):
+        def reset(self, **given: Any) -> Any:
+            self.memory = self.np_random.random(500_000)  # more than a socket holds
+            return super().reset(**given)
+
+    environment = WorkersEnvironment(
+        lambda: Large(chance=0.0), num_envs=4, num_workers=2, faults=RESTART if mended else FaultConfig()
+    )
+    environment.reset(0)
+    environment._crew._send(1, CALL, ("capture", ()))
+    time.sleep(1.0)  # it writes as much as fits, and waits
+    os.kill(environment._crew._processes[1].pid, signal.SIGKILL)
+    if mended:
+        assert isinstance(environment.state_dict(), dict)
+        (fault,) = steps_of(environment, 1)[0].faults
+        assert fault.restarted == (2, 3) and fault.traceback == ""
+        assert fault.what == "worker 1 (environments 2 to 3) was killed by signal 9"
+        environment.close()
+    else:
+        with pytest.raises(EnvironmentFault, match=r"^worker 1 \(environments 2 to 3\) was killed by signal 9$"):
+            environment.state_dict()
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -227,6 +227,24 @@ def test_failing_factory_brings_its_traceback() -> None:
     assert _children() == []
 
 
+def test_a_worker_that_fails_closes_its_environments_after_it_has_told(tmp_path: Path) -> None:
+    class Simulator(gym_envs.Counter):
+        def step(self, action: Any) -> Any:
+            raise ValueError("the conveyor jammed")
+
+        def close(self) -> None:
+            time.sleep(0.2)  # as an external process takes to end
+            (tmp_path / f"{time.monotonic()}").touch()
+
+    env = WorkersEnvironment(Simulator, num_envs=2, num_workers=1, faults=FaultConfig(step_timeout=0.4))
+    env.reset(0)
+    env.send(torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(EnvironmentFault, match="environment 0, step 1: step raised ValueError: the conveyor jammed"):
+        env.recv()
+    assert len(list(tmp_path.iterdir())) == 2
+    assert _children() == []
+
+
 def test_workers_whose_spaces_differ_are_refused() -> None:
     def factory() -> gymnasium.Env[Any, Any]:
         import os

@@ -8,6 +8,7 @@ what one side wrote to the board before its byte, the other sees after reading i
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -95,12 +96,16 @@ def main(worker: int, descriptor: int, memory: int, parent: int, tied: bool) -> 
         signal.signal(number, signal.SIG_IGN)
     _end_with_parent(descriptor, parent, tied)
     line = Line(descriptor)
+    service = _Service(worker, line, memory)
     try:
-        _Service(worker, line, memory).run()
+        service.run()
     except (BrokenPipeError, ConnectionResetError, EOFError):
         pass  # the parent is gone, and nobody is left to tell
     except Exception as error:
-        line.frame(FAULT, describe(error, worker))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            line.frame(FAULT, describe(error, worker))
+    finally:  # only now: to close may take long, and simulators outside of this process would outlive it
+        service.close()
 
 
 def describe(error: Exception, worker: int) -> tuple[str, str, str, int | None, str]:
@@ -140,6 +145,9 @@ class _Service:
                     calls |= {"reset": self._cast.reset, "capture": self._capture, "restore": self._cast.restore}
             else:  # CLOSE, or the parent is gone
                 break
+
+    def close(self) -> None:
+        """Close the environments, if they were built."""
         if hasattr(self, "_cast"):
             self._cast.close()
 
