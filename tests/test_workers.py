@@ -24,6 +24,7 @@ from greenroom.envs.check import RandomActor
 from greenroom.envs.crew import RemoteTraceback
 from greenroom.envs.faults import BY_DEFAULT, FaultConfig
 from greenroom.envs.inline import InlineEnvironment
+from greenroom.envs.snapshot import NotSnapshotable
 from greenroom.envs.tensors import env_seeds
 from greenroom.envs.workers import WorkersEnvironment
 from greenroom.errors import EnvironmentFault, UserError
@@ -243,6 +244,22 @@ def test_a_worker_that_fails_closes_its_environments_after_it_has_told(tmp_path:
         env.recv()
     assert len(list(tmp_path.iterdir())) == 2
     assert _children() == []
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_a_state_that_does_not_fit_leaves_the_stage_usable(joint: bool) -> None:
+    env = WorkersEnvironment(gym_envs.Counter, num_envs=4, num_workers=2, joint=joint)
+    before = _plain(env.reset(1))
+    other = InlineEnvironment("CartPole-v1", num_envs=4)
+    with pytest.raises(NotSnapshotable, match="env"):
+        env.load_state_dict(other.state_dict())
+    assert len(_children()) == 2 - joint
+    assert _plain(env.reset(1)) == before
+    env.send(torch.zeros(4, dtype=torch.int64))
+    assert env.recv().reward.tolist() == [1.0] * 4
+    own = env.state_dict()
+    env.load_state_dict(own)
+    env.close()
 
 
 def test_workers_whose_spaces_differ_are_refused() -> None:

@@ -142,7 +142,7 @@ class _Service:
                 name, arguments = self._line.read_frame()
                 self._line.frame(ANSWER, calls[name](*arguments))
                 if name == "build":
-                    calls |= {"reset": self._cast.reset, "capture": self._capture, "restore": self._cast.restore}
+                    calls |= {"reset": self._cast.reset, "capture": self._capture, "restore": self._restore}
             else:  # CLOSE, or the parent is gone
                 break
 
@@ -169,6 +169,14 @@ class _Service:
             return self._cast.capture()
         except NotSnapshotable as error:
             return str(error)
+
+    def _restore(self, states: list[dict[str, Any]]) -> str | None:
+        """Continue from these states, or say in words why that cannot be."""
+        try:
+            self._cast.restore(states)
+        except NotSnapshotable as error:
+            return str(error)
+        return None
 
 
 def _end_with_parent(descriptor: int, parent: int, tied: bool) -> None:

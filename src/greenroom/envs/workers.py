@@ -166,7 +166,11 @@ class WorkersEnvironment:
         return state
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Continue from `state`, saved by this kind of stage or inline, with as many of the same environments."""
+        """Continue from `state`, saved by this kind of stage or inline, with as many of the same environments.
+
+        Raises:
+            NotSnapshotable: `state` does not fit them. Some may have taken theirs, so reset the stage before it steps.
+        """
         self._start()
         states = unpack_states(state["envs"], self.num_envs)
         self._call("restore", states)
@@ -190,7 +194,9 @@ class WorkersEnvironment:
         with self._closing_at_faults():
             if self._own is not None:
                 getattr(self._own, name)(shares.pop(0))
-            self._crew.call(name, [(share,) for share in shares])
+            for answer in self._crew.call(name, [(share,) for share in shares]):
+                if isinstance(answer, str):
+                    raise NotSnapshotable(answer)
 
     def _wait(self) -> None:
         """Wait for all steps, and take in what failed in them."""
@@ -252,6 +258,8 @@ class WorkersEnvironment:
     def _closing_at_faults(self) -> Iterator[None]:
         try:
             yield
+        except NotSnapshotable:
+            raise  # nobody failed, and every process goes on
         except Exception as error:
             if isinstance(error, EnvironmentFault) and hasattr(self, "_tensors"):
                 self._tensors.explain(error)
