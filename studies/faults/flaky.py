@@ -107,3 +107,24 @@ class Relapse(Flaky):
         except ValueError:
             type(self).relapses = self.ahead
             raise
+
+
+class FalseStart(Flaky):
+    """Goes wrong in resets instead, with probability `chance`: raises, observes what is outside its space, or exits."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        start = super().reset(seed=seed, options=options)
+        if self.np_random.random() >= self.chance or seed == 0:  # with 0 it is only looked at
+            return start
+        match self.fault:
+            case "raise":
+                raise ValueError("the conveyor does not start")
+            case "outside":
+                return np.full(3, 7.0, np.float32), {}
+            case "exit":
+                os._exit(3)
+        raise AssertionError(self.fault)
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        return self._observe(), 1.0, False, self.t >= 20, {}

@@ -169,10 +169,14 @@ class Crew:
     def call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Have every worker run `name` with its own arguments; returns the answers in the order of the workers."""
         self.wait()  # answers that nobody took because Ctrl-C came in between
-        for worker, given in enumerate(arguments):
-            self._send(worker, CALL, (name, given))
+        self.tell(name, arguments)
         answers = self.wait()
         return [answers[worker] for worker in range(len(self._lines))]
+
+    def tell(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> None:
+        """The same without waiting for the answers; nobody may be busy."""
+        for worker, given in enumerate(arguments):
+            self._send(worker, CALL, (name, given))
 
     def wait(self) -> dict[int, Any]:
         """Wait until every worker has done what it was told last; returns what they answered, by worker.

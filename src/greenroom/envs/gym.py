@@ -34,17 +34,17 @@ _LARGEST = float(np.finfo(np.float32).max)
 _BOUNDS_REMEDY = "correct the environment or its observation_space, or let it pass with --no-check-bounds"
 
 
-def layout_of_env(env: gymnasium.Env[Any, Any], index: int) -> Layout:
+def layout_of_env(env: gymnasium.Env[Any, Any], index: int, seed: int = 0) -> Layout:
     """Describe environment number `index`; its signals are the names in `metadata["signals"]`.
 
-    Where actions may be masked but no observation brings a mask, the environment is reset to see whether its infos do:
-    no space and no metadata would tell.
+    Where actions may be masked but no observation brings a mask, the environment is reset, with `seed`, to see whether
+    its infos do: no space and no metadata would tell.
     """
     signals = tuple((env.metadata or {}).get("signals", ()))
     layout = layout_of(_space(env, "observation_space"), _space(env, "action_space"), signals, _frame_stack(env))
     if layout.action.kind == "bounded" or layout.mask is not None:
         return layout
-    _, info = _reset(env, 0, index, f"environment {index}, first reset")
+    _, info = _reset(env, seed, index, f"environment {index}, step 0")
     return layout.with_info_mask(info[MASK]) if isinstance(info, Mapping) and MASK in info else layout
 
 
@@ -217,8 +217,7 @@ class Cast:
         self._reports: list[Report] = []
         try:
             for index in range(first, first + count):
-                self._envs.append(factory.build())
-                layout = layout_of_env(self._envs[-1], index)
+                layout = self._open(index)
                 if index == first:
                     self.layout = layout
                 self._compare(layout, index)
@@ -242,9 +241,13 @@ class Cast:
         self._actors = [self._actor(env, self._first + number) for number, env in enumerate(self._envs)]
 
     def reset(self, seeds: Sequence[int]) -> None:
-        """Start every environment anew, each with its seed."""
-        for actor, seed in zip(self._actors, seeds, strict=True):
-            actor.reset(seed)
+        """Start every environment anew, each with its seed. Failures of before are forgotten."""
+        self._reports = []
+        for actor, seed in zip(tuple(self._actors), seeds, strict=True):
+            try:
+                actor.reset(seed)
+            except EnvironmentFault as error:
+                self._start_anew(actor, error)
         self._check()
 
     def step(self) -> Iterator[int]:
@@ -279,6 +282,24 @@ class Cast:
                 env.close()
         self._envs, self._actors = [], []
 
+    def _open(self, index: int) -> Layout:
+        """Build the next environment. One whose first reset fails is replaced, where that is wanted, by another.
+
+        Of these failures nobody is told: it has no seed yet and has begun nothing.
+        """
+        seed = 0
+        while True:
+            env = self._factory.build()
+            self._envs.append(env)
+            try:
+                return layout_of_env(env, index, seed)
+            except EnvironmentFault:
+                seed += 1
+                if not self._faults.restarts or seed == _ATTEMPTS:
+                    raise
+                with contextlib.suppress(Exception):
+                    self._envs.pop().close()
+
     def _check(self) -> None:
         """Look at all present observations at once, and only where something is wrong at each."""
         fine = all(within(rows, bounds) for rows, bounds in self._watched)
@@ -305,7 +326,7 @@ class Cast:
             self._reports.append(report_of(error, index, seed))
             try:
                 env = self._envs[number] = self._factory.build()
-                self._compare(layout_of_env(env, index), index)
+                self._compare(layout_of_env(env, index, seed), index)
                 actor = self._actors[number] = self._actor(env, index)
                 actor.reset(seed)
                 actor.check()

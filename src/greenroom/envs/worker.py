@@ -24,7 +24,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from greenroom.envs.board import Board
-from greenroom.envs.faults import FaultConfig, traceback_of
+from greenroom.envs.faults import FaultConfig, Report, traceback_of
 from greenroom.envs.gym import Cast
 from greenroom.envs.snapshot import NotSnapshotable
 from greenroom.errors import EnvironmentFault, UserError
@@ -142,7 +142,7 @@ class _Service:
                 name, arguments = self._line.read_frame()
                 self._line.frame(ANSWER, calls[name](*arguments))
                 if name == "build":
-                    calls |= {"reset": self._cast.reset, "capture": self._capture, "restore": self._restore}
+                    calls |= {"reset": self._reset, "capture": self._capture, "restore": self._restore}
             else:  # CLOSE, or the parent is gone
                 break
 
@@ -162,6 +162,11 @@ class _Service:
         self._current = board.current[self._worker]
         self._current[0] = -1
         self._cast.enter(board)
+
+    def _reset(self, seeds: list[int]) -> list[Report]:
+        """Start all environments anew; returns the failures that were mended meanwhile."""
+        self._cast.reset(seeds)
+        return self._cast.reports()
 
     def _capture(self) -> Any:
         """The states of all environments, or in words why there are none: no reason to end the stage."""
