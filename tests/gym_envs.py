@@ -61,6 +61,10 @@ class Faulty(Counter):
                 obs[1] = np.nan
             case "nan_reward":
                 reward = float("nan")
+            case "huge_reward":
+                reward = -1e39
+            case "huge_signal":
+                info["cost"] = 1e300
             case "shape":
                 obs = np.zeros(3, np.float32)
             case "scalar_shape":
@@ -322,3 +326,19 @@ def not_an_env() -> int:
 def needs_argument(size: int, speed: float = 1.0) -> gymnasium.Env[Any, Any]:
     """A factory with an argument that has no default."""
     return Counter(length=size)
+
+
+class Furnished(Counter):
+    """Puts a number into the list that it was given."""
+
+    metadata = {"render_modes": []}  # noqa: RUF012  # what Gymnasium's registry asks for
+
+    def __init__(self, parts: list[int], weights: Any = np.ones(2)) -> None:  # noqa: B008  # an array as a default
+        super().__init__()
+        parts.append(len(parts))
+        self.parts, self.weights = parts, weights
+
+
+gymnasium.register("Furnished-v0", f"{__name__}:Furnished", kwargs={"parts": []})
+gymnasium.register("Misspelt-v0", f"{__name__}:Furnisht")
+gymnasium.register("Raising-v0", "raises_on_import:Env")

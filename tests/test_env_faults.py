@@ -29,6 +29,7 @@ from greenroom.envs.faults import FaultConfig, next_seed
 from greenroom.envs.inline import InlineEnvironment
 from greenroom.envs.lost_sales import LostSales
 from greenroom.envs.model import State, Transition
+from greenroom.envs.worker import CALL
 from greenroom.envs.workers import WorkersEnvironment
 from greenroom.errors import EnvironmentFault, ExitCode, UserError
 from greenroom.evaluation import evaluate
@@ -52,10 +53,12 @@ MENDED_INSIDE = ("raise", "nan", "outside", "shape", "reward", "reset")
 ACTION = torch.zeros(4, dtype=torch.int64)
 
 
-def stage_of(stage: str, faults: FaultConfig = RESTART, **kwargs: Any) -> InlineEnvironment | WorkersEnvironment:
+def stage_of(
+    stage: str, faults: FaultConfig = RESTART, env: str = "Flaky", **kwargs: Any
+) -> InlineEnvironment | WorkersEnvironment:
     kind: Any = InlineEnvironment if stage == "inline" else WorkersEnvironment
     made: InlineEnvironment | WorkersEnvironment = kind(
-        "faults.flaky:Flaky", num_envs=4, kwargs=kwargs, faults=faults, **STAGES[stage]
+        f"faults.flaky:{env}", num_envs=4, kwargs=kwargs, faults=faults, **STAGES[stage]
     )
     return made
 
@@ -182,6 +185,29 @@ def test_a_reset_has_a_limit_of_its_own() -> None:
             environment.recv()
 
 
+def test_building_anew_has_the_limit_of_a_reset() -> None:
+    class SlowToBuild(flaky.Flaky):
+        built = 0
+
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given)
+            type(self).built += 1
+            time.sleep(0.9 if self.built > 2 else 0.0)
+
+    def env() -> SlowToBuild:
+        return SlowToBuild(chance=0.1)
+
+    limits = dataclasses.replace(RESTART, step_timeout=0.3, reset_timeout=30.0)
+    environment = WorkersEnvironment(env, num_envs=2, num_workers=1, faults=limits)
+    environment.reset(0)
+    told: list[Any] = []
+    while len(told) < 2:
+        environment.send(ACTION[:2])
+        told += environment.recv().faults
+    environment.close()
+    assert all("step raised ValueError: the conveyor jammed" in fault.what for fault in told)
+
+
 @pytest.mark.parametrize("stage", ["workers", "joint"])
 @pytest.mark.parametrize("when", ["stepping", "between", "saving"])
 def test_a_killed_worker_is_replaced_within_a_second_of_being_noticed(when: str, stage: str) -> None:
@@ -209,6 +235,31 @@ def test_a_killed_worker_is_replaced_within_a_second_of_being_noticed(when: str,
     environment.close()
 
 
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_worker_that_dies_in_the_middle_of_an_answer_is_lost_like_any_other(mended: bool) -> None:
+    class Large(flaky.Flaky):
+        def reset(self, **given: Any) -> Any:
+            self.memory = self.np_random.random(500_000)  # more than a socket holds
+            return super().reset(**given)
+
+    environment = WorkersEnvironment(
+        lambda: Large(chance=0.0), num_envs=4, num_workers=2, faults=RESTART if mended else FaultConfig()
+    )
+    environment.reset(0)
+    environment._crew._send(1, CALL, ("capture", ()))
+    time.sleep(1.0)  # it writes as much as fits, and waits
+    os.kill(environment._crew._processes[1].pid, signal.SIGKILL)
+    if mended:
+        assert isinstance(environment.state_dict(), dict)
+        (fault,) = steps_of(environment, 1)[0].faults
+        assert fault.restarted == (2, 3) and fault.traceback == ""
+        assert fault.what == "worker 1 (environments 2 to 3) was killed by signal 9"
+        environment.close()
+    else:
+        with pytest.raises(EnvironmentFault, match=r"^worker 1 \(environments 2 to 3\) was killed by signal 9$"):
+            environment.state_dict()
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_there_is_a_limit(stage: str) -> None:
     before = set(_children())
@@ -232,6 +283,154 @@ def test_an_environment_that_never_works_again_stops_the_run() -> None:
                 environment.recv()
     finally:
         flaky.NeverAgain.broken = False
+
+
+@pytest.mark.parametrize("relapses", [4, 5])
+def test_a_new_environment_that_cannot_be_built_or_reset_is_tried_again(relapses: int) -> None:
+    environment = InlineEnvironment(flaky.Relapse, num_envs=2, kwargs={"relapses": relapses}, faults=RESTART)
+    environment.reset(0)
+    for _ in range(200):
+        environment.send(ACTION[:2])
+        if faults := environment.recv().faults:
+            break
+    first, *others = [fault.what.partition(": ")[2] for fault in faults]
+    assert first == "step raised ValueError: the conveyor jammed"
+    reset, build = "reset raised RuntimeError: the conveyor does not start", "could not be built: RuntimeError: no lic"
+    assert len(others) == relapses
+    for what, expected in zip(reversed(others), itertools.cycle([build, reset])):
+        assert expected in what
+    assert all(fault.traceback for fault in faults)
+
+
+def test_one_that_can_never_be_built_again_stops_the_run() -> None:
+    faults = dataclasses.replace(RESTART, max_env_restarts=10**6)
+    environment = InlineEnvironment(flaky.Relapse, num_envs=2, kwargs={"relapses": 11}, faults=faults)
+    try:
+        environment.reset(0)
+        with pytest.raises(EnvironmentFault, match=r"^environment \d: Relapse could not be built|does not start"):
+            for _ in range(200):
+                environment.send(ACTION[:2])
+                environment.recv()
+        assert flaky.Relapse.relapses == 1  # ten attempts
+    finally:
+        flaky.Relapse.relapses = 0
+
+
+@pytest.mark.parametrize("fault", ["raise", "outside"])
+def test_a_reset_of_the_whole_stage_is_mended_and_cuts_no_step(fault: str) -> None:
+    told: list[list[Any]] = []
+    for stage in STAGES:
+        environment = stage_of(stage, env="FalseStart", fault=fault, chance=0.3)
+        told.append([])
+        for seed in range(8):
+            obs = torch.as_tensor(environment.reset(seed)).clone()
+            assert bool((obs.abs() <= 1).all())
+            first, second = steps_of(environment, 2)
+            assert not bool((first.truncated | second.truncated).any()) and second.faults == ()
+            assert first.reward.tolist() == [1.0] * 4
+            assert all(one.restarted == () and one.step == one.steps == 0 for one in first.faults)
+            told[-1].append((obs.tolist(), [(one.what, one.seed) for one in first.faults]))
+        environment.close()
+    assert told[0] == told[1] == told[2]
+    assert sum(len(faults) for _, faults in told[0]) > 3
+
+
+@pytest.mark.parametrize("stage", ["workers", "joint"])
+def test_a_worker_that_dies_in_a_reset_of_the_whole_stage_is_replaced(stage: str) -> None:
+    environment = stage_of(stage, env="FalseStart", fault="raise", chance=0.0)
+    assert isinstance(environment, WorkersEnvironment)
+    environment.reset(0)
+    os.kill(environment._crew._processes[-1].pid, signal.SIGKILL)
+    environment.reset(1)
+    first, second = steps_of(environment, 2)
+    (fault,) = first.faults
+    assert fault.restarted == () and "was killed by signal 9" in fault.what
+    assert second.faults == () and not bool((first.truncated | second.truncated).any())
+    environment.reset(1)
+    assert steps_of(environment, 1)[0].faults == ()
+    environment.close()
+
+
+def test_a_worker_that_exits_in_resets_is_replaced() -> None:
+    environment = stage_of("workers", env="FalseStart", fault="exit", chance=0.1)
+    told: list[Any] = []
+    for seed in range(6):
+        environment.reset(seed)
+        told += [fault for step in steps_of(environment, 3) for fault in step.faults]
+    assert told and all("ended with exit code 3 while it reset environment" in fault.what for fault in told)
+    environment.close()
+
+
+@pytest.mark.parametrize("failures", [9, 10])
+def test_a_stage_is_built_from_environments_whose_first_reset_fails(failures: int) -> None:
+    seeds: list[int] = []
+    closed: list[Any] = []
+
+    class Unwilling(flaky.Flaky):
+        def reset(self, **given: Any) -> Any:
+            seeds.append(given["seed"])
+            if len(seeds) <= failures:
+                raise ValueError("the conveyor does not start")
+            return super().reset(**given)
+
+        def close(self) -> None:
+            closed.append(self)
+
+    if failures == 10:
+        with pytest.raises(EnvironmentFault, match="environment 0, step 0: reset raised ValueError: the conveyor"):
+            InlineEnvironment(Unwilling, num_envs=2, faults=RESTART)
+    else:
+        environment = InlineEnvironment(Unwilling, num_envs=2, faults=RESTART)
+        assert seeds == [*range(10), 0]
+        environment.reset(0)
+        environment.send(ACTION[:2])
+        assert environment.recv().reward.tolist() == [1.0, 1.0]
+    assert len(set(closed)) == failures
+    seeds.clear()
+    with pytest.raises(EnvironmentFault, match="the conveyor does not start"):
+        InlineEnvironment(Unwilling, num_envs=2)
+    assert seeds == [0]
+
+
+def test_what_failed_before_a_reset_is_forgotten() -> None:
+    environment = stage_of("workers", chance=0.0)
+    assert isinstance(environment, WorkersEnvironment)
+    environment.reset(0)
+    os.kill(environment._crew._processes[0].pid, signal.SIGKILL)
+    environment.state_dict()  # notices, and the next step would tell
+    environment.reset(1)
+    (step,) = steps_of(environment, 1)
+    assert step.faults == () and not bool(step.truncated.any())
+    environment.close()
+
+
+def test_a_replaced_worker_whose_environments_fail_again_tells_so_at_once() -> None:
+    environment = stage_of("workers", env="FalseStart", fault="outside", chance=0.5)
+    assert isinstance(environment, WorkersEnvironment)
+    again = 0
+    for seed in range(5):
+        environment.reset(seed)
+        steps_of(environment, 1)
+        os.kill(environment._crew._processes[1].pid, signal.SIGKILL)
+        first, second = steps_of(environment, 2)
+        assert first.faults[0].restarted == (2, 3) and second.faults == ()
+        assert first.truncated.tolist() == [False, False, True, True] and not bool(second.truncated.any())
+        again += len(first.faults) - 1
+    assert again
+    environment.close()
+
+
+def test_failures_of_a_first_reset_end_the_run_unless_they_are_mended_and_can_be_repeated(tmp_path: Path) -> None:
+    config = flaky_run(env="faults.flaky:FalseStart", env_kwargs={"chance": 0.4}, num_envs=8, total_steps=256)
+    with pytest.raises(EnvironmentFault, match="the conveyor does not start"):
+        launch(dataclasses.replace(config, faults=FaultConfig()), run_dir=tmp_path / "stopped", quiet=True)
+    for fault in ("raise", "outside"):
+        given = dataclasses.replace(config, env_kwargs={"chance": 0.3, "fault": fault})
+        outcome = launch(given, run_dir=tmp_path / fault, quiet=True)
+        assert outcome.finished and lines(outcome.folder.metrics)[-1]["env_restarts"] > 0
+        files = sorted((outcome.folder.path / "faults").iterdir())
+        assert any(json.loads(path.read_text())["steps"] == 0 for path in files)
+        assert all(reproduce(path).same for path in files)
 
 
 def test_bounds_are_checked_unless_told_not_to() -> None:

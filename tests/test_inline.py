@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 import gym_envs
 from greenroom.envs.inline import InlineEnvironment
+from greenroom.envs.spaces import action_form
 from greenroom.envs.tensors import env_seeds
 from greenroom.errors import EnvironmentFault, UserError
 from greenroom.spec import ArraySpec, Bounded, Discrete, MultiDiscrete
@@ -128,6 +129,21 @@ def test_box_actions_arrive_in_the_environments_own_shape_and_type() -> None:
     env.close()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [(np.float16, (2, 1)), (np.float32, (2, 1)), (np.float64, (2, 1)), (np.float64, ())],
+)
+def test_an_action_at_its_bound_is_inside_the_space(dtype: Any, shape: tuple[int, ...]) -> None:
+    space = spaces.Box(-0.1, 0.1, shape, dtype)
+    decode = action_form(space).decoder()
+    rows = np.stack([np.full(shape, sign * space.high.max(), np.float32) for sign in (-1, 1)])
+    low, high = decode(rows)
+    assert space.contains(low) and space.contains(high)
+    assert (low == space.low).all() and (high == space.high).all()
+    assert isinstance(low, np.ndarray) and low.dtype == dtype
+    assert np.isnan(decode(np.full((1, *shape), np.nan, np.float32))[0]).all()  # a diverged policy is still seen
+
+
 def test_action_kept_by_an_environment_is_not_overwritten_by_the_next() -> None:
     kept: list[Any] = []
 
@@ -168,6 +184,8 @@ def test_seeds_are_given_once_and_differ_between_environments() -> None:
         ("raise", "step raised ValueError: the conveyor jammed"),
         ("nan", "the observation holds NaN"),
         ("nan_reward", "the reward is nan"),
+        ("huge_reward", r"the reward is -1e\+39, and infinite as float32; scale it down"),
+        ("huge_signal", r"signal 'cost' is 1e\+300, and infinite as float32; scale it down"),
         ("shape", r"the observation has shape \(3,\), but its space says \(2,\)"),
         ("scalar_shape", r"the observation has shape \(\), but its space says \(2,\)"),
         ("reward_shape", r"the reward must be one number, not an array of shape \(1,\)"),
@@ -235,6 +253,22 @@ def test_diverged_action_is_named_as_the_cause() -> None:
 def test_unsupported_space_says_what_to_do(obs: Any, action: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
         InlineEnvironment(gym_envs.Spaces, num_envs=1, kwargs={"obs": obs, "action": action})
+
+
+@pytest.mark.parametrize("missing", ["observation_space", "action_space"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_missing_space_is_named(missing: str, wrapped: bool) -> None:
+    class Bare(gymnasium.Env[Any, Any]):
+        pass
+
+    def factory() -> Any:
+        bare = Bare()
+        for name in {"observation_space", "action_space"} - {missing}:
+            setattr(bare, name, spaces.Discrete(2))
+        return gymnasium.wrappers.TimeLimit(bare, 5) if wrapped else bare
+
+    with pytest.raises(UserError, match=f"^Bare has no {missing}; .*set self.{missing} in its __init__"):
+        InlineEnvironment(factory, num_envs=1)
 
 
 def test_environments_that_differ_are_refused() -> None:

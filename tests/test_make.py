@@ -14,6 +14,7 @@ import pytest
 import gym_envs
 from greenroom.envs import choose, list_environments, make
 from greenroom.envs.ale import AleEnvironment
+from greenroom.envs.arguments import arguments_of
 from greenroom.envs.base import Environment
 from greenroom.envs.choose import largest_divisor, measure_step
 from greenroom.envs.device import DeviceEnvironment
@@ -147,6 +148,9 @@ def test_asked_for_stage_is_given(open_stage: Any) -> None:
         ("gym_envs:Conter", {}, "module 'gym_envs' has no factory 'Conter'; did you mean 'Counter'"),
         ("gym_env:Counter", {}, "there is no module 'gym_env'"),
         ("gym_envs:not_an_env", {}, "returned int, not a gymnasium.Env"),
+        ("gym_envs:Furnished", {}, "needs the argument 'parts'"),
+        ("gym_envs:Furnished-v0", {"kwargs": {"part": [1]}}, "takes no argument 'part'; did you mean 'parts'"),
+        ("gym_envs:Misspelt-v0", {"stage": "inline"}, "Misspelt-v0 could not be built: AttributeError: .*Furnisht"),
         ("gym_envs:broken_factory", {}, "could not be built: RuntimeError: no licence for the simulator"),
     ],
 )
@@ -182,6 +186,36 @@ def test_missing_simulator_names_its_extra(env: str, module: str, extra: str, mo
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(UserError, match=rf'{env} needs the extra "{extra}": pip install "greenroom\[{extra}\]"'):
         make(env, num_envs=1, stage="inline")
+
+
+def test_a_module_that_raises_is_named_when_its_environment_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "raises_on_import.py").write_text("raise RuntimeError('no display')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match="Raising-v0 could not be built: RuntimeError: no display"):
+        make("Raising-v0", num_envs=1, stage="inline")
+
+
+def test_a_registration_may_bring_the_arguments() -> None:
+    assert Factory(env="gym_envs:Furnished-v0").build().unwrapped.parts == [0]  # type: ignore[attr-defined]
+
+
+def test_each_environment_has_its_arguments_to_itself() -> None:
+    class Handle:
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise TypeError("there is one of it")
+
+    given, handle = [7], Handle()
+    factory = Factory(env=gym_envs.Furnished, kwargs={"parts": given, "weights": handle})
+    one, other = factory.build(), factory.build()
+    assert one.parts == other.parts == [7, 1] and given == [7]  # type: ignore[attr-defined]
+    assert one.weights is handle  # type: ignore[attr-defined]  # what cannot be copied is shared
+
+
+def test_an_array_may_be_a_default() -> None:
+    told = {argument.name: argument.default for argument in arguments_of("gym_envs:Furnished")}
+    assert told == {"parts": "", "weights": "[1. 1.]"}
 
 
 def test_a_failing_factory_keeps_its_traceback() -> None:

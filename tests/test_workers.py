@@ -24,6 +24,7 @@ from greenroom.envs.check import RandomActor
 from greenroom.envs.crew import RemoteTraceback
 from greenroom.envs.faults import BY_DEFAULT, FaultConfig
 from greenroom.envs.inline import InlineEnvironment
+from greenroom.envs.snapshot import NotSnapshotable
 from greenroom.envs.tensors import env_seeds
 from greenroom.envs.workers import WorkersEnvironment
 from greenroom.errors import EnvironmentFault, UserError
@@ -225,6 +226,40 @@ def test_failing_factory_brings_its_traceback() -> None:
         WorkersEnvironment("gym_envs:broken_factory", num_envs=2, num_workers=2)
     assert "in broken_factory" in str(caught.value.__cause__)
     assert _children() == []
+
+
+def test_a_worker_that_fails_closes_its_environments_after_it_has_told(tmp_path: Path) -> None:
+    class Simulator(gym_envs.Counter):
+        def step(self, action: Any) -> Any:
+            raise ValueError("the conveyor jammed")
+
+        def close(self) -> None:
+            time.sleep(0.2)  # as an external process takes to end
+            (tmp_path / f"{time.monotonic()}").touch()
+
+    env = WorkersEnvironment(Simulator, num_envs=2, num_workers=1, faults=FaultConfig(step_timeout=0.4))
+    env.reset(0)
+    env.send(torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(EnvironmentFault, match="environment 0, step 1: step raised ValueError: the conveyor jammed"):
+        env.recv()
+    assert len(list(tmp_path.iterdir())) == 2
+    assert _children() == []
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_a_state_that_does_not_fit_leaves_the_stage_usable(joint: bool) -> None:
+    env = WorkersEnvironment(gym_envs.Counter, num_envs=4, num_workers=2, joint=joint)
+    before = _plain(env.reset(1))
+    other = InlineEnvironment("CartPole-v1", num_envs=4)
+    with pytest.raises(NotSnapshotable, match="env"):
+        env.load_state_dict(other.state_dict())
+    assert len(_children()) == 2 - joint
+    assert _plain(env.reset(1)) == before
+    env.send(torch.zeros(4, dtype=torch.int64))
+    assert env.recv().reward.tolist() == [1.0] * 4
+    own = env.state_dict()
+    env.load_state_dict(own)
+    env.close()
 
 
 def test_workers_whose_spaces_differ_are_refused() -> None:

@@ -80,3 +80,51 @@ class NeverAgain(Flaky):
         if type(self).broken:
             raise RuntimeError("no licence left")
         return super().reset(seed=seed)
+
+
+class Relapse(Flaky):
+    """Once one has failed, the next attempts of its kind fail as well: in turn a reset, and being built at all."""
+
+    relapses = 0
+    """How many are still to come; one of them is used up by each attempt."""
+
+    def __init__(self, *, relapses: int = 5, **given: Any) -> None:
+        super().__init__(**given)
+        self.ahead = relapses
+        if type(self).relapses % 2:
+            type(self).relapses -= 1
+            raise RuntimeError("no licence left")
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if type(self).relapses:
+            type(self).relapses -= 1
+            raise RuntimeError("the conveyor does not start")
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        try:
+            return super().step(action)
+        except ValueError:
+            type(self).relapses = self.ahead
+            raise
+
+
+class FalseStart(Flaky):
+    """Goes wrong in resets instead, with probability `chance`: raises, observes what is outside its space, or exits."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        start = super().reset(seed=seed, options=options)
+        if self.np_random.random() >= self.chance or seed == 0:  # with 0 it is only looked at
+            return start
+        match self.fault:
+            case "raise":
+                raise ValueError("the conveyor does not start")
+            case "outside":
+                return np.full(3, 7.0, np.float32), {}
+            case "exit":
+                os._exit(3)
+        raise AssertionError(self.fault)
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        return self._observe(), 1.0, False, self.t >= 20, {}

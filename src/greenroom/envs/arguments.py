@@ -53,7 +53,12 @@ def _of(maker: Callable[..., Any]) -> list[Argument]:
         defaults = {field.name: field.default for field in dataclasses.fields(maker)}
     nothing = (inspect.Parameter.empty, dataclasses.MISSING)
     return [
-        Argument(name=name, default="" if value in nothing else str(value), about=about.get(name, ""))
+        # By identity: an array may be a default, and compares with nothing as one value.
+        Argument(
+            name=name,
+            default="" if any(value is none for none in nothing) else str(value),
+            about=about.get(name, ""),
+        )
         for name, value in defaults.items()
         if name not in ("args", "kwargs")
     ]

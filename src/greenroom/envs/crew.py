@@ -169,10 +169,14 @@ class Crew:
     def call(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Have every worker run `name` with its own arguments; returns the answers in the order of the workers."""
         self.wait()  # answers that nobody took because Ctrl-C came in between
-        for worker, given in enumerate(arguments):
-            self._send(worker, CALL, (name, given))
+        self.tell(name, arguments)
         answers = self.wait()
         return [answers[worker] for worker in range(len(self._lines))]
+
+    def tell(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> None:
+        """The same without waiting for the answers; nobody may be busy."""
+        for worker, given in enumerate(arguments):
+            self._send(worker, CALL, (name, given))
 
     def wait(self) -> dict[int, Any]:
         """Wait until every worker has done what it was told last; returns what they answered, by worker.
@@ -200,14 +204,23 @@ class Crew:
                 self._look_for_silence(time.monotonic())
             for descriptor, _ in ready:
                 worker = self._worker_of[descriptor]
-                tag = self._lines[worker].read_tag()
-                if tag not in (ANSWER, DONE, FAULT):
-                    raise self._death(worker)
+                tag, content = self._read(worker)
+                if tag == FAULT:
+                    _raise_fault(*content)
                 if tag == ANSWER:
-                    self._answers[worker] = self._lines[worker].read_frame()
-                elif tag == FAULT:
-                    _raise_fault(*self._lines[worker].read_frame())
+                    self._answers[worker] = content
                 self._pending.discard(worker)
+
+    def _read(self, worker: int) -> tuple[bytes, Any]:
+        """A message of a worker; raises `WorkerLost` if it ended instead, be it in the middle of an answer."""
+        line = self._lines[worker]
+        tag = line.read_tag()
+        if tag == DONE:
+            return tag, None
+        if tag in (ANSWER, FAULT):
+            with contextlib.suppress(EOFError, OSError):
+                return tag, line.read_frame()
+        raise self._death(worker)
 
     def _look_for_silence(self, now: float) -> None:
         """Find a worker that has been at the same thing for longer than that may take."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import pkgutil
@@ -46,9 +47,9 @@ class Factory:
                 (its own exception is the cause).
         """
         creator, signature_of, known = self._creator()
-        self._check_keywords(signature_of, known)
+        self._check_keywords(signature_of, known, complete=creator is not signature_of)
         try:
-            env = creator(**self.kwargs)
+            env = creator(**{name: _own(value) for name, value in self.kwargs.items()})
         except UserError:
             raise
         except gymnasium.error.DependencyNotInstalled as error:
@@ -107,11 +108,15 @@ class Factory:
                 # Box2D's import warns from C code, which crashes where warnings are errors.
                 warnings.filterwarnings("ignore", "builtin type .* has no __module__ attribute", DeprecationWarning)
                 signature_of = pkgutil.resolve_name(entry) if isinstance(entry, str) else entry
-        except (ImportError, gymnasium.error.DependencyNotInstalled):
-            signature_of = None  # building it will name the missing package
+        except Exception:  # a missing package, a misspelt entry point, a module that raises
+            signature_of = None  # building it will name the cause
         return make, signature_of or make, _MAKE_OPTIONS
 
-    def _check_keywords(self, function: Callable[..., Any], known: frozenset[str]) -> None:
+    def _check_keywords(self, function: Callable[..., Any], known: frozenset[str], *, complete: bool) -> None:
+        """Refuse arguments that `function` does not take, and unless it is `complete` without, ask for those it needs.
+
+        A registration may bring an environment's arguments.
+        """
         try:
             parameters = inspect.signature(function).parameters
         except (TypeError, ValueError):
@@ -124,8 +129,16 @@ class Factory:
                 raise UserError(f"{self.name} takes no argument {keyword!r}{nearest(keyword, allowed)}")
         for name, parameter in parameters.items():
             optional = parameter.default is not parameter.empty or parameter.kind is parameter.VAR_POSITIONAL
-            if not optional and name not in self.kwargs and isinstance(self.env, str) and ":" in self.env:
+            if not (optional or complete or name in self.kwargs) and isinstance(self.env, str):
                 raise UserError(f"{self.name} needs the argument {name!r}; give it with --env.{name} VALUE")
+
+
+def _own(value: Any) -> Any:
+    """A copy for one environment, so that what it changes is not another's; the value itself if it allows none."""
+    try:
+        return copy.deepcopy(value)
+    except Exception:
+        return value
 
 
 def unknown(env: str, known: Iterable[str]) -> UserError:

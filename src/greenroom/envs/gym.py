@@ -21,7 +21,7 @@ from greenroom.envs.factory import Factory
 from greenroom.envs.faults import BY_DEFAULT, FaultConfig, Report, next_seed, report_of
 from greenroom.envs.snapshot import capture, restore
 from greenroom.envs.spaces import MASK, Array, Layout, Leaf, Mismatch, is_mask, layout_of, leaves_a_choice
-from greenroom.errors import EnvironmentFault
+from greenroom.errors import EnvironmentFault, UserError
 
 _SEE_THROUGH = {wrappers.OrderEnforcing, wrappers.PassiveEnvChecker, wrappers.RecordEpisodeStatistics}
 _SEE_THROUGH |= {wrappers.TimeLimit, wrappers.ClipAction, wrappers.RescaleAction, wrappers.TransformAction}
@@ -29,21 +29,31 @@ _SEE_THROUGH |= {wrappers.ClipReward, wrappers.NormalizeReward, wrappers.Transfo
 """Wrappers that hand on every observation as it is."""
 _ATTEMPTS = 10
 """How often in a row one environment is started anew within a step."""
+_LARGEST = float(np.finfo(np.float32).max)
+"""Of rewards and signals: on the board, which is float32, anything larger would be infinity."""
 _BOUNDS_REMEDY = "correct the environment or its observation_space, or let it pass with --no-check-bounds"
 
 
-def layout_of_env(env: gymnasium.Env[Any, Any], index: int) -> Layout:
+def layout_of_env(env: gymnasium.Env[Any, Any], index: int, seed: int = 0) -> Layout:
     """Describe environment number `index`; its signals are the names in `metadata["signals"]`.
 
-    Where actions may be masked but no observation brings a mask, the environment is reset to see whether its infos do:
-    no space and no metadata would tell.
+    Where actions may be masked but no observation brings a mask, the environment is reset, with `seed`, to see whether
+    its infos do: no space and no metadata would tell.
     """
     signals = tuple((env.metadata or {}).get("signals", ()))
-    layout = layout_of(env.observation_space, env.action_space, signals, _frame_stack(env))
+    layout = layout_of(_space(env, "observation_space"), _space(env, "action_space"), signals, _frame_stack(env))
     if layout.action.kind == "bounded" or layout.mask is not None:
         return layout
-    _, info = _reset(env, 0, index, f"environment {index}, first reset")
+    _, info = _reset(env, seed, index, f"environment {index}, step 0")
     return layout.with_info_mask(info[MASK]) if isinstance(info, Mapping) and MASK in info else layout
+
+
+def _space(env: gymnasium.Env[Any, Any], name: str) -> Any:
+    try:
+        return getattr(env, name)
+    except AttributeError as error:
+        what = f"{type(env.unwrapped).__name__} has no {name}; give its class one, or set self.{name} in its __init__"
+        raise UserError(what) from error
 
 
 def _frame_stack(env: gymnasium.Env[Any, Any]) -> int:
@@ -105,7 +115,7 @@ class Actor:
                 f"step returned {_form(answer)}, not the five (observation, reward, terminated, truncated, info)"
             )
         obs, reward, terminated, truncated, info = answer
-        usual = type(reward) is float and math.isfinite(reward)
+        usual = type(reward) is float and -_LARGEST <= reward <= _LARGEST
         board.reward[index] = reward if usual else self._number("the reward", reward)
         try:
             if ended := bool(terminated or truncated):
@@ -178,6 +188,8 @@ class Actor:
             raise self._fault(f"{what} must be one number, not an array of shape {shape}")
         if not math.isfinite(number):
             raise self._fault(f"{what} is {number}")
+        if abs(number) > _LARGEST:
+            raise self._fault(f"{what} is {number}, and infinite as float32; scale it down")
         return number
 
     @property
@@ -205,8 +217,7 @@ class Cast:
         self._reports: list[Report] = []
         try:
             for index in range(first, first + count):
-                self._envs.append(factory.build())
-                layout = layout_of_env(self._envs[-1], index)
+                layout = self._open(index)
                 if index == first:
                     self.layout = layout
                 self._compare(layout, index)
@@ -230,9 +241,13 @@ class Cast:
         self._actors = [self._actor(env, self._first + number) for number, env in enumerate(self._envs)]
 
     def reset(self, seeds: Sequence[int]) -> None:
-        """Start every environment anew, each with its seed."""
-        for actor, seed in zip(self._actors, seeds, strict=True):
-            actor.reset(seed)
+        """Start every environment anew, each with its seed. Failures of before are forgotten."""
+        self._reports = []
+        for actor, seed in zip(tuple(self._actors), seeds, strict=True):
+            try:
+                actor.reset(seed)
+            except EnvironmentFault as error:
+                self._start_anew(actor, error)
         self._check()
 
     def step(self) -> Iterator[int]:
@@ -267,6 +282,24 @@ class Cast:
                 env.close()
         self._envs, self._actors = [], []
 
+    def _open(self, index: int) -> Layout:
+        """Build the next environment. One whose first reset fails is replaced, where that is wanted, by another.
+
+        Of these failures nobody is told: it has no seed yet and has begun nothing.
+        """
+        seed = 0
+        while True:
+            env = self._factory.build()
+            self._envs.append(env)
+            try:
+                return layout_of_env(env, index, seed)
+            except EnvironmentFault:
+                seed += 1
+                if not self._faults.restarts or seed == _ATTEMPTS:
+                    raise
+                with contextlib.suppress(Exception):
+                    self._envs.pop().close()
+
     def _check(self) -> None:
         """Look at all present observations at once, and only where something is wrong at each."""
         fine = all(within(rows, bounds) for rows, bounds in self._watched)
@@ -284,22 +317,28 @@ class Cast:
         if not self._faults.restarts:
             raise error
         index, seed = actor.index, actor.seed
+        number = index - self._first
         for _ in range(_ATTEMPTS):
+            self._board.resetting[index] = True  # the limit for a reset holds for building too
             with contextlib.suppress(Exception):
-                self._envs[index - self._first].close()
+                self._envs[number].close()
             seed = next_seed(seed)
             self._reports.append(report_of(error, index, seed))
-            env = self._envs[index - self._first] = self._factory.build()
-            self._compare(layout_of_env(env, index), index)
-            actor = self._actors[index - self._first] = self._actor(env, index)
             try:
+                env = self._envs[number] = self._factory.build()
+                self._compare(layout_of_env(env, index, seed), index)
+                actor = self._actors[number] = self._actor(env, index)
                 actor.reset(seed)
                 actor.check()
             except EnvironmentFault as again:
                 error = again
+            except UserError as again:  # it could not even be built
+                error = EnvironmentFault(f"environment {index}: {again}", index=index)
+                error.__cause__ = again.__cause__
             else:
                 self._board.lose(index)
                 return
+        self._board.resetting[index] = False
         raise error
 
     def _actor(self, env: gymnasium.Env[Any, Any], index: int) -> Actor:

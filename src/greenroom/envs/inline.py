@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from greenroom.envs.factory import Factory, Source
 from greenroom.envs.faults import BY_DEFAULT, FaultConfig
 from greenroom.envs.gym import Cast
 from greenroom.envs.snapshot import NotSnapshotable
-from greenroom.envs.tensors import BoardTensors, env_seeds, pack_states, spec_of, unpack_states
-from greenroom.errors import EnvironmentFault
+from greenroom.envs.tensors import BoardTensors, before_the_step, env_seeds, pack_states, spec_of, unpack_states
+from greenroom.errors import EnvironmentFault, Fault
 from greenroom.types import Obs, Step
 
 
@@ -37,6 +38,8 @@ class InlineEnvironment:
         self._tensors = BoardTensors(board, self._cast.layout, faults.max_env_restarts)
         self._cast.enter(board)
         self._started = self._sent = False
+        self._untold: list[Fault] = []
+        """What failed in the reset; the next step tells of it."""
         self._can_snapshot: bool | None = None
 
     @property
@@ -54,7 +57,9 @@ class InlineEnvironment:
         """Start B new episodes, environment i from the seed derived for it. Returns obs `[B, ...]`."""
         seeds = env_seeds(seed, self.num_envs)
         self._tensors.started(seeds)
-        self._cast.reset(seeds)
+        with self._explaining_faults():
+            self._cast.reset(seeds)
+        self._untold = before_the_step([self._tensors.restarted(report) for report in self._cast.reports()])
         self._started, self._sent = True, False
         return self._tensors.obs()
 
@@ -70,13 +75,11 @@ class InlineEnvironment:
         if not self._sent:
             raise RuntimeError("recv comes after send")
         self._sent = False
-        try:
+        with self._explaining_faults():
             for _ in self._cast.step():
                 pass
-        except EnvironmentFault as error:
-            self._tensors.explain(error)
-            raise
-        return self._tensors.step([self._tensors.restarted(report) for report in self._cast.reports()])
+        untold, self._untold = self._untold, []
+        return self._tensors.step([*untold, *(self._tensors.restarted(report) for report in self._cast.reports())])
 
     def state_dict(self) -> dict[str, object]:
         """Every environment's state and the running episodes.
@@ -92,6 +95,7 @@ class InlineEnvironment:
         self._start()
         self._cast.restore(unpack_states(state["envs"], self.num_envs))
         self._tensors.started([None] * self.num_envs)
+        self._untold = []
         episodes = state["episodes"]
         assert isinstance(episodes, dict)
         self._tensors.episodes.load_state_dict(episodes)
@@ -100,6 +104,14 @@ class InlineEnvironment:
         """Close every environment."""
         self._cast.close()
         self._started = self._sent = False
+
+    @contextlib.contextmanager
+    def _explaining_faults(self) -> Iterator[None]:
+        try:
+            yield
+        except EnvironmentFault as error:
+            self._tensors.explain(error)
+            raise
 
     def _start(self) -> None:
         if self._sent:

@@ -124,7 +124,11 @@ class ActionForm:
         if self.kind == "multi_discrete":
             start = np.asarray(self.start)
             return lambda rows: [(row + start).reshape(given).astype(dtype) for row in rows]
-        return lambda rows: [row.reshape(given).astype(dtype) for row in rows]
+        if dtype == np.float32:
+            return lambda rows: [row.reshape(given).astype(dtype) for row in rows]
+        # A policy clips in float32, and float32(0.1), for one, is more than 0.1.
+        low, high = (np.asarray(side).astype(dtype).reshape(given) for side in (self.low, self.high))
+        return lambda rows: [np.array(row).reshape(given) for row in rows.astype(dtype).clip(low, high)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,11 @@ def _action_spec(form: ActionForm) -> ActionSpec:
 def env_seeds(seed: int, num_envs: int) -> list[int]:
     """One seed per environment, of 31 bits because that is what simulators take."""
     return [derive(seed, "environment", index) & 0x7FFFFFFF for index in range(num_envs)]
+
+
+def before_the_step(faults: Sequence[Fault]) -> list[Fault]:
+    """The same of failures in a reset of the whole stage: the next step tells of them, and loses no episode to them."""
+    return [replace(fault, restarted=()) for fault in faults]
 
 
 def pack_states(states: list[Any]) -> Tensor:

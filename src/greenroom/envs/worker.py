@@ -8,6 +8,7 @@ what one side wrote to the board before its byte, the other sees after reading i
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -23,7 +24,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from greenroom.envs.board import Board
-from greenroom.envs.faults import FaultConfig, traceback_of
+from greenroom.envs.faults import FaultConfig, Report, traceback_of
 from greenroom.envs.gym import Cast
 from greenroom.envs.snapshot import NotSnapshotable
 from greenroom.errors import EnvironmentFault, UserError
@@ -95,12 +96,16 @@ def main(worker: int, descriptor: int, memory: int, parent: int, tied: bool) -> 
         signal.signal(number, signal.SIG_IGN)
     _end_with_parent(descriptor, parent, tied)
     line = Line(descriptor)
+    service = _Service(worker, line, memory)
     try:
-        _Service(worker, line, memory).run()
+        service.run()
     except (BrokenPipeError, ConnectionResetError, EOFError):
         pass  # the parent is gone, and nobody is left to tell
     except Exception as error:
-        line.frame(FAULT, describe(error, worker))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            line.frame(FAULT, describe(error, worker))
+    finally:  # only now: to close may take long, and simulators outside of this process would outlive it
+        service.close()
 
 
 def describe(error: Exception, worker: int) -> tuple[str, str, str, int | None, str]:
@@ -137,9 +142,12 @@ class _Service:
                 name, arguments = self._line.read_frame()
                 self._line.frame(ANSWER, calls[name](*arguments))
                 if name == "build":
-                    calls |= {"reset": self._cast.reset, "capture": self._capture, "restore": self._cast.restore}
+                    calls |= {"reset": self._reset, "capture": self._capture, "restore": self._restore}
             else:  # CLOSE, or the parent is gone
                 break
+
+    def close(self) -> None:
+        """Close the environments, if they were built."""
         if hasattr(self, "_cast"):
             self._cast.close()
 
@@ -155,12 +163,25 @@ class _Service:
         self._current[0] = -1
         self._cast.enter(board)
 
+    def _reset(self, seeds: list[int]) -> list[Report]:
+        """Start all environments anew; returns the failures that were mended meanwhile."""
+        self._cast.reset(seeds)
+        return self._cast.reports()
+
     def _capture(self) -> Any:
         """The states of all environments, or in words why there are none: no reason to end the stage."""
         try:
             return self._cast.capture()
         except NotSnapshotable as error:
             return str(error)
+
+    def _restore(self, states: list[dict[str, Any]]) -> str | None:
+        """Continue from these states, or say in words why that cannot be."""
+        try:
+            self._cast.restore(states)
+        except NotSnapshotable as error:
+            return str(error)
+        return None
 
 
 def _end_with_parent(descriptor: int, parent: int, tied: bool) -> None:

@@ -12,7 +12,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import cloudpickle
 import torch
@@ -24,7 +24,7 @@ from greenroom.envs.factory import Factory, Source
 from greenroom.envs.faults import BY_DEFAULT, FaultConfig, Report
 from greenroom.envs.gym import Cast
 from greenroom.envs.snapshot import NotSnapshotable
-from greenroom.envs.tensors import BoardTensors, env_seeds, pack_states, spec_of, unpack_states
+from greenroom.envs.tensors import BoardTensors, before_the_step, env_seeds, pack_states, spec_of, unpack_states
 from greenroom.errors import EnvironmentFault, Fault, UserError
 from greenroom.machine import available_cores
 from greenroom.types import Obs, Step
@@ -123,9 +123,18 @@ class WorkersEnvironment:
         self._check_open()
         if self._sent:
             self._wait()
+        self._mending(self._crew.wait)  # answers that nobody took because Ctrl-C came in between
+        self._mended = []  # of episodes that nobody goes on with
         seeds = env_seeds(seed, self.num_envs)
         self._tensors.started(seeds)
-        self._call("reset", seeds)
+        shares, reports = self._shares(seeds), []
+        if self._own is not None:
+            with self._closing_at_faults():
+                self._own.reset(shares.pop(0))
+                reports = self._own.reports()
+        self._crew.tell("reset", [(share,) for share in shares])
+        self._take_in(reports, self._mending(self._crew.wait))
+        self._mended = before_the_step(self._mended)
         self._started, self._sent = True, False
         return self._tensors.obs()
 
@@ -166,10 +175,14 @@ class WorkersEnvironment:
         return state
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Continue from `state`, saved by this kind of stage or inline, with as many of the same environments."""
+        """Continue from `state`, saved by this kind of stage or inline, with as many of the same environments.
+
+        Raises:
+            NotSnapshotable: `state` does not fit them. Some may have taken theirs, so reset the stage before it steps.
+        """
         self._start()
         states = unpack_states(state["envs"], self.num_envs)
-        self._call("restore", states)
+        self._restore(states)
         self._tensors.started([None] * self.num_envs)
         episodes = state["episodes"]
         assert isinstance(episodes, dict)
@@ -184,13 +197,18 @@ class WorkersEnvironment:
         if self._own is not None:
             self._own.close()
 
-    def _call(self, name: Literal["reset", "restore"], values: Sequence[Any]) -> None:
-        """Hand every process its share of `values`, one for each environment."""
-        shares = [values[first : first + self._share] for first in range(0, self.num_envs, self._share)]
+    def _shares(self, values: Sequence[Any]) -> list[Sequence[Any]]:
+        """For every process its share of `values`, one for each environment."""
+        return [values[first : first + self._share] for first in range(0, self.num_envs, self._share)]
+
+    def _restore(self, states: Sequence[Any]) -> None:
+        shares = self._shares(states)
         with self._closing_at_faults():
             if self._own is not None:
-                getattr(self._own, name)(shares.pop(0))
-            self._crew.call(name, [(share,) for share in shares])
+                self._own.restore(shares.pop(0))
+            for answer in self._crew.call("restore", [(share,) for share in shares]):
+                if isinstance(answer, str):
+                    raise NotSnapshotable(answer)
 
     def _wait(self) -> None:
         """Wait for all steps, and take in what failed in them."""
@@ -204,6 +222,10 @@ class WorkersEnvironment:
         for fault in self._mended:
             for index in fault.restarted:
                 self._board.lose(index)
+        self._take_in(reports, answers)
+
+    def _take_in(self, reports: Sequence[Report], answers: Mapping[int, Sequence[Report]]) -> None:
+        """Note the failures that processes have mended: this one, and the workers by their numbers."""
         with self._closing_at_faults():
             for told in (reports, *(answers[worker] for worker in sorted(answers))):
                 self._mended += [self._tensors.restarted(report) for report in told]
@@ -233,13 +255,14 @@ class WorkersEnvironment:
             try:
                 self._crew.ask(worker, "build", self._jobs[worker])
                 self._crew.ask(worker, "enter", (self.num_envs, len(self._jobs)))
-                self._crew.ask(worker, "reset", (list(seeds.values()),))
+                again = self._crew.ask(worker, "reset", (list(seeds.values()),))
                 break
             except WorkerLost as another:
                 if another.worker == worker:
                     seeds = self._note(another, indices)
                 else:
                     self._replace(another)
+        self._mended += [self._tensors.restarted(report) for report in again]
 
     def _note(self, lost: WorkerLost, indices: range) -> dict[int, int]:
         assert lost.index is not None
@@ -252,6 +275,8 @@ class WorkersEnvironment:
     def _closing_at_faults(self) -> Iterator[None]:
         try:
             yield
+        except NotSnapshotable:
+            raise  # nobody failed, and every process goes on
         except Exception as error:
             if isinstance(error, EnvironmentFault) and hasattr(self, "_tensors"):
                 self._tensors.explain(error)
