@@ -666,6 +666,24 @@ def test_two_groups_have_one_limit(tmp_path: Path) -> None:
     assert len(list((tmp_path / "run" / "faults").iterdir())) == 6
 
 
+class NoStart(flaky.Flaky):
+    """Cannot be reset at all."""
+
+    def reset(self, **_: Any) -> Any:
+        """Fails."""
+        raise ValueError("the conveyor does not start")
+
+
+def test_a_first_reset_that_always_fails_is_made_again_too(tmp_path: Path) -> None:
+    config = RunConfig(env="test_env_faults:NoStart", num_envs=2, stage="inline")
+    with pytest.raises(EnvironmentFault, match="reset raised ValueError: the conveyor does not start") as caught:
+        Run(config, say=lambda line: None)
+    told = {"format": 1, "env": config.env, "env_kwargs": {}, "what": str(caught.value), "index": 0, "step": 0}
+    (tmp_path / "fault.json").write_text(json.dumps(told | {"steps": 0, "seed": 0, "actions": []}))
+    again = reproduce(tmp_path / "fault.json")
+    assert again.same and "the conveyor does not start" in again.traceback
+
+
 def test_numbers_that_json_does_not_know_survive(tmp_path: Path) -> None:
     content = {
         "format": 1,

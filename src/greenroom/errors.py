@@ -37,7 +37,10 @@ class Fault:
     None from stages that step all environments as one.
     """
     restarted: tuple[int, ...]
-    """The environments that were started anew because of it; none if it stopped the run."""
+    """The environments that were started anew in a step because of it.
+
+    None if it stopped the run, or happened while all were being reset and so cost nothing.
+    """
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Fault:

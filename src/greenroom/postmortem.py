@@ -126,9 +126,9 @@ def reproduce(path: str | Path) -> Reproduction:
     if not exact:
         actions = actions[-told["step"] :] if told["step"] else []
     faults = FaultConfig(check_bounds=told.get("check_bounds") is not False)  # files of version 0.1.0 may not tell
-    cast = Cast(Factory(env=told["env"], kwargs=told["env_kwargs"]), index, 1, faults)
-    failure = None
+    cast, failure = None, None
     try:
+        cast = Cast(Factory(env=told["env"], kwargs=told["env_kwargs"]), index, 1, faults)
         cast.enter(board := Board(cast.layout, num_envs=index + 1, num_workers=0))
         cast.reset([0 if seed is None else seed])
         for action in actions:
@@ -138,7 +138,8 @@ def reproduce(path: str | Path) -> Reproduction:
     except EnvironmentFault as problem:
         failure = problem
     finally:
-        cast.close()
+        if cast is not None:
+            cast.close()
     return Reproduction(recorded=told["what"], exact=exact, steps=len(actions), failure=failure)
 
 
