@@ -2,7 +2,8 @@
 
     python benchmarks/page.py
 
-Between `<!-- bench: NAME -->` and `<!-- end -->` stand the reports of suite NAME: the CPU's, then those of GPUs.
+Between `<!-- bench: NAME -->` and `<!-- end -->` stand the reports of suite NAME: the CPU's, then those of GPUs
+and of other machines.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
@@ -23,6 +22,7 @@ from greenroom.commands.doctor import Doctor, doctor
 from greenroom.commands.options import CHOICES, Start, run_options
 from greenroom.commands.reproduce import Reproduce, reproduce
 from greenroom.config import SEAMS, RunConfig
+from greenroom.display import new_console
 from greenroom.envs.faults import traceback_of
 from greenroom.errors import EXIT_CODES, EnvironmentFault, ExitCode, UserError, nearest
 from greenroom.health.finding import table as findings_table
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)  # as `python -m` does: a user's own module may lie in the current directory
-    errors = Console(stderr=True, emoji=False)
+    errors = new_console(stderr=True)
     if not words or words[0] in ("-h", "--help"):
         _print_usage()
         return ExitCode.DONE
@@ -178,7 +178,7 @@ def _doctor(words: list[str]) -> None:
 
 
 def _show(outcome: Outcome) -> ExitCode:
-    console = Console(emoji=False)
+    console = new_console()
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -231,7 +231,7 @@ def _evaluate(words: list[str]) -> None:
     if options.json:
         print(json.dumps(report.to_json()))
         return
-    console = Console(emoji=False)
+    console = new_console()
     console.print(report.evaluation.table())
     if report.comparison is not None:
         console.print(report.comparison.table())
@@ -247,14 +247,14 @@ def _compare(words: list[str]) -> None:
     if options.json:
         print(json.dumps(result.to_json()))
     else:
-        Console(emoji=False).print(result.table())
+        new_console().print(result.table())
 
 
 def _list(words: list[str]) -> None:
     options = tyro.cli(List, args=words, prog="greenroom list")
     from greenroom.envs.choose import list_environments
 
-    console = Console(emoji=False)
+    console = new_console()
     if options.env:
         console.print(_arguments_of(options.env))
         return
@@ -294,7 +294,7 @@ _COMMANDS: dict[str, tuple[type, Callable[[list[str]], ExitCode | None]]] = {
 
 
 def _print_usage() -> None:
-    console = Console(emoji=False)
+    console = new_console()
     console.print("greenroom COMMAND …   (greenroom COMMAND --help tells its options)\n", markup=False)
     table = Table(box=None, show_header=False)
     for name, (options, _) in _COMMANDS.items():

@@ -27,6 +27,14 @@ _INSISTENT = (signal.SIGINT, signal.SIGTERM)
 _STOPPING = "stopping after this update; once more to exit at once"
 
 
+def new_console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """Where people read: standard output, or standard error; what they read is left as it is.
+
+    rich knows a picture for some words between colons, and a factory of one's own is named with them.
+    """
+    return Console(stderr=stderr, width=width, emoji=False)
+
+
 class Display:
     """A context manager that shows progress: two live lines on a terminal, else a plain line every few seconds.
 
@@ -47,7 +55,7 @@ class Display:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total, self._clock = total_steps, clock
-        self._console = console or Console(stderr=True, emoji=False)
+        self._console = console or new_console(stderr=True)
         self._quiet = quiet
         self._steps: int | None = None
         self._shown: int | None = None

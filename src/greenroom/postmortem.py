@@ -33,7 +33,7 @@ class Postmortems:
 
     def __init__(self, folder: RunFolder, config: RunConfig, say: Callable[[str], None]) -> None:
         self._folder, self._config, self._say = folder, config, say
-        self._mended, self._tolerance = 0, Tolerance(config.faults.max_env_restarts)
+        self._tolerance = Tolerance(config.faults.max_env_restarts)
 
     def note(self, faults: Sequence[Fault]) -> None:
         """These were mended.
@@ -43,8 +43,7 @@ class Postmortems:
         """
         for fault in faults:
             self._tolerance.count(fault)
-            self._mended += 1
-            anew = f"started anew, {self._mended} of at most {self._config.faults.max_env_restarts} times"
+            anew = f"started anew, {self._tolerance.failures} of at most {self._config.faults.max_env_restarts} times"
             self._say(f"{fault.what}; {anew}{self._keep(fault)}")
 
     def conclude(self, error: EnvironmentFault) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from rich.console import Console
 from tyro.conf import Positional
+
+from greenroom.display import new_console
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ def bench(words: list[str]) -> None:
     options = tyro.cli(Bench, args=words, prog="greenroom bench")
     from greenroom.bench.suites import SUITES, run, settings_for
 
-    console = Console(emoji=False)
+    console = new_console()
     if options.list:
         for name, suite in SUITES.items():
             console.print(f"[bold]{name}[/bold]: {suite.about}", highlight=False)
@@ -55,7 +56,7 @@ def bench(words: list[str]) -> None:
     }
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
-    console = Console(width=max(console.width, _WIDTH), emoji=False)
+    console = new_console(width=max(console.width, _WIDTH))
     for name, settings in chosen.items():
         report = run(name, settings)
         if options.json:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from tyro.conf import Positional
 
 from greenroom.commands.options import Start
 from greenroom.config import RunConfig
+from greenroom.display import new_console
 from greenroom.errors import UserError
 
 
@@ -84,4 +85,4 @@ def _show(findings: _Findings, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(findings.to_json()))
     else:
-        Console(emoji=False).print(findings.report())
+        new_console().print(findings.report())

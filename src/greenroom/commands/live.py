@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from rich.console import Console
 from tyro.conf import Positional
 
 from greenroom.control import Request, Verb, ask
+from greenroom.display import new_console
 from greenroom.errors import UserError
 from greenroom.folder import RunFolder
 from greenroom.status import look, table
@@ -84,7 +84,7 @@ def _status(words: list[str]) -> None:
     if options.json:
         print(json.dumps(told))
     else:
-        Console(emoji=False).print(table(told))
+        new_console().print(table(told))
 
 
 def _asking(name: str, verb: Verb, options_of: type[Intervention]) -> Callable[[list[str]], None]:
@@ -95,7 +95,7 @@ def _asking(name: str, verb: Verb, options_of: type[Intervention]) -> Callable[[
         request = Request(verb=verb, reason=options.reason, **_arguments(options))
         answer = ask(RunFolder.open(options.run_dir).path, request)
         told = ", ".join(f"{key} {value}" for key, value in answer.items())
-        Console(emoji=False).print(f"{name}: {told or 'done'}", markup=False, highlight=False, soft_wrap=True)
+        new_console().print(f"{name}: {told or 'done'}", markup=False, highlight=False, soft_wrap=True)
 
     return command
 

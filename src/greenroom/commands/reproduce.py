@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
+from greenroom.display import new_console
 from greenroom.errors import ExitCode
 
 
@@ -28,7 +28,7 @@ def reproduce(words: list[str]) -> ExitCode:
     from greenroom import postmortem
 
     found = postmortem.reproduce(options.fault)
-    console = Console(emoji=False)
+    console = new_console()
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

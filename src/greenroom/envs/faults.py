@@ -94,7 +94,7 @@ class Tolerance:
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._failures = limit, 0
+        self._limit, self.failures = limit, 0
 
     def count(self, fault: Fault) -> None:
         """One more.
@@ -102,10 +102,10 @@ class Tolerance:
         Raises:
             EnvironmentFault: it was one too many.
         """
-        self._failures += 1
-        if self._failures > self._limit:
+        self.failures += 1
+        if self.failures > self._limit:
             limit = f"max_env_restarts is {self._limit}"
-            message = f"{fault.what}; that is failure number {self._failures} of this sitting, {limit}"
+            message = f"{fault.what}; that is failure number {self.failures} of this sitting, {limit}"
             raise EnvironmentFault(message, index=fault.index, fault=fault)
 
 

@@ -472,16 +472,14 @@ class _Restore:
         for name, part in node["attributes"].items():
             value = self.value(part, before.get(name), f"{path}.{name}")
             if name not in present or value is not present[name]:
-                self._set(made, name, value, kept)
+                write = functools.partial(object.__setattr__, made, name, value)
+                if kept:
+                    self._writes.append(write)
+                else:
+                    write()
         for name in present.keys() - node["attributes"].keys():
             self._writes.append(functools.partial(object.__delattr__, made, name))
         return made
-
-    def _set(self, made: Any, name: str, value: Any, later: bool) -> None:
-        if later:
-            self._writes.append(functools.partial(object.__setattr__, made, name, value))
-        else:
-            object.__setattr__(made, name, value)
 
     def _find(self, name: str) -> Any:
         """What a module calls so, if it is of a package that the live environment is itself made of; or None."""
