@@ -6,8 +6,9 @@ import copy
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,13 +17,14 @@ from torch import Tensor, nn
 
 from fakes import CopyableEnvironment, ScriptedEnvironment
 from greenroom import overlap
-from greenroom.acting import Collector
+from greenroom.acting import Collector, Empty
 from greenroom.algorithms.actor_critic import VTraceConfig
 from greenroom.algorithms.ppo import PPOConfig
+from greenroom.backstage import Backstage
 from greenroom.config import RunConfig
 from greenroom.envs.base import Environment
 from greenroom.networks import Mlp
-from greenroom.overlap import Overlapped
+from greenroom.overlap import Overlapped, Thread
 from greenroom.policy import PolicyConfig
 from greenroom.training import Run, train
 from greenroom.types import Decision, Obs, Rollout, State, Step
@@ -44,11 +46,34 @@ class Weighty(nn.Module):
         return Decision(action=torch.arange(len(obs)), extras=extras, state={"count": state["count"] + 1})
 
 
-def overlapped(env: Environment, policy: Any, lag: int) -> Overlapped:
-    def make(acting: Any) -> Collector:
-        return Collector([env], acting, rollout_length=4, seed=0, device=torch.device("cpu"), memories=lag + 1)
+def collector(groups: list[Environment], policy: Any, *, memories: int, empty: Empty) -> Collector:
+    cpu = torch.device("cpu")
+    return Collector(groups, policy, rollout_length=4, seed=0, device=cpu, memories=memories, empty=empty)
 
-    return Overlapped(make, policy, lag=lag)
+
+def only(env: Environment, say: Callable[[str], None]) -> list[Environment]:
+    return [env]
+
+
+def in_a_thread(env: Environment, policy: Any, lag: int) -> Overlapped:
+    make = partial(collector, [env], memories=lag + 1, empty=torch.empty)
+    return Overlapped(Thread(make, policy), lag=lag, device=torch.device("cpu"))
+
+
+def in_a_process(env: Environment, policy: Any, lag: int) -> Overlapped:
+    place = Backstage(partial(only, env), print)
+    place.enter(collector, policy, lag=lag)
+    return Overlapped(place, lag=lag, device=torch.device("cpu"))
+
+
+Make = Callable[[Environment, Any, int], Overlapped]
+
+
+@pytest.fixture(params=[in_a_thread, in_a_process])
+def overlapped(request: pytest.FixtureRequest) -> Make:
+    """Both places where a collector may work."""
+    make: Make = request.param
+    return make
 
 
 @pytest.fixture
@@ -66,7 +91,7 @@ pytestmark = pytest.mark.usefixtures("threads")
 
 
 @pytest.mark.parametrize("lag", [1, 3])
-def test_what_acts_is_exactly_so_many_updates_behind(lag: int) -> None:
+def test_what_acts_is_exactly_so_many_updates_behind(lag: int, overlapped: Make) -> None:
     policy = Weighty()
     source = overlapped(ScriptedEnvironment([0, 1], [2, 3]), policy, lag)
     seen = []
@@ -80,7 +105,7 @@ def test_what_acts_is_exactly_so_many_updates_behind(lag: int) -> None:
     assert seen == [(version, [float(version)]) for version in behind]
 
 
-def test_a_rollout_stays_as_it_was_while_the_next_ones_are_collected() -> None:
+def test_a_rollout_stays_as_it_was_while_the_next_ones_are_collected(overlapped: Make) -> None:
     policy = Weighty()
     source = overlapped(ScriptedEnvironment([0, 1], [2, 3]), policy, 2)
     for _ in range(6):
@@ -101,7 +126,7 @@ class Slow(ScriptedEnvironment):
         return super().recv()
 
 
-def test_how_fast_either_side_is_makes_no_difference() -> None:
+def test_how_fast_either_side_is_makes_no_difference(overlapped: Make) -> None:
     def collected(env_pause: float, learner_pause: float) -> list[Rollout]:
         env, policy = Slow([0, 1], [2, 3]), Weighty()
         env.pause = env_pause
@@ -126,7 +151,7 @@ class Faulty(ScriptedEnvironment):
         return super().recv()
 
 
-def test_a_fault_in_the_thread_reaches_the_learner() -> None:
+def test_a_fault_beside_the_learner_reaches_it(overlapped: Make) -> None:
     source = overlapped(Faulty([0, 1], [2, 3]), Weighty(), 1)
     next(source)
     with pytest.raises(RuntimeError, match="environment 1 gave up"):
@@ -134,7 +159,7 @@ def test_a_fault_in_the_thread_reaches_the_learner() -> None:
     source.close()
 
 
-def test_closing_does_not_wait_for_what_nobody_wants() -> None:
+def test_closing_does_not_wait_for_what_nobody_wants(overlapped: Make) -> None:
     env = Slow([0], [3])
     env.pause = 0.05
     source = overlapped(env, Weighty(), 20)
@@ -142,10 +167,13 @@ def test_closing_does_not_wait_for_what_nobody_wants() -> None:
     start = time.perf_counter()
     source.close()
     assert time.perf_counter() - start < 2.0  # twenty rollouts would take 4 seconds
-    assert env.is_closed
+    if isinstance(source.place, Backstage):
+        assert source.place._process.returncode == 0
+    else:
+        assert env.is_closed
 
 
-def test_waiting_rollouts_are_part_of_the_state() -> None:
+def test_waiting_rollouts_are_part_of_the_state(overlapped: Make) -> None:
     def made() -> tuple[Overlapped, Weighty]:
         policy = Weighty()
         return overlapped(CopyableEnvironment([0, 1], [2, 3]), policy, 2), policy

@@ -64,6 +64,14 @@ class Source(Protocol):
         ...
 
 
+class Empty(Protocol):
+    """What makes tensors that will be written to, as `torch.empty` does."""
+
+    def __call__(self, shape: Sequence[int], /, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A new one."""
+        ...
+
+
 class _Memory:
     """Where one rollout is written: allocated once, used again and again.
 
@@ -73,22 +81,26 @@ class _Memory:
         first: an observation `[B, ...]`, on `device`.
         device: the learner's.
         stage: the stage's.
+        empty: makes all that is told of a rollout.
     """
 
-    def __init__(self, length: int, num_envs: int, first: Obs, device: torch.device, stage: torch.device) -> None:
-        self.lead = (length, num_envs)
-        self.obs = map_obs(lambda part: part.new_empty((length + 1, *part.shape)), first)
+    def __init__(
+        self, length: int, num_envs: int, first: Obs, device: torch.device, stage: torch.device, empty: Empty
+    ) -> None:
+        self.lead, self._empty = (length, num_envs), empty
+        self.obs = map_obs(lambda part: empty((length + 1, *part.shape), dtype=part.dtype, device=device), first)
         self.action = torch.empty(0)
         self.extras: dict[str, Tensor] = {}
         # What a stage tells beside observations is not acted on, and crosses at the end, all at once. Pinned, so that
         # the processor need not wait for the copy.
-        apart = stage.type != device.type
-        self._heard = {
-            name: torch.empty(self.lead, dtype=dtype, device=stage, pin_memory=apart and device.type == "cuda")
-            for name, dtype in (("reward", torch.float32), ("terminated", torch.bool), ("truncated", torch.bool))
-        }
-        crossing = self._heard if apart else {}
-        self._crossed = {name: torch.empty_like(part, device=device) for name, part in crossing.items()}
+        told = {"reward": torch.float32, "terminated": torch.bool, "truncated": torch.bool}
+        self._heard = {name: empty(self.lead, dtype=dtype, device=device) for name, dtype in told.items()}
+        self._crossed: dict[str, Tensor] = {}
+        if stage.type != device.type:
+            pin, self._crossed = device.type == "cuda", self._heard
+            self._heard = {
+                name: torch.empty(self.lead, dtype=dtype, device=stage, pin_memory=pin) for name, dtype in told.items()
+            }
 
     def begin(self, obs: Obs) -> None:
         for name, part in parts_of(self.obs).items():
@@ -96,13 +108,14 @@ class _Memory:
 
     def store_decision(self, t: int, columns: slice, decision: Decision) -> None:
         if not len(self.action):
-            self.action = decision.action.new_empty((*self.lead, *decision.action.shape[1:]))
-            self.extras = {
-                name: part.new_empty((*self.lead, *part.shape[1:])) for name, part in decision.extras.items()
-            }
+            self.action = self._like(decision.action)
+            self.extras = {name: self._like(part) for name, part in decision.extras.items()}
         self.action[t, columns] = decision.action
         for name, part in decision.extras.items():
             self.extras[name][t, columns] = part
+
+    def _like(self, part: Tensor) -> Tensor:
+        return self._empty((*self.lead, *part.shape[1:]), dtype=part.dtype, device=part.device)
 
     def store_step(self, t: int, columns: slice, step: Step, crossing: Crossing) -> None:
         before = map_obs(lambda part: part[t, columns], self.obs)
@@ -173,6 +186,7 @@ class Collector:
         seed: int,
         device: torch.device,
         memories: int = 1,
+        empty: Empty = torch.empty,
     ) -> None:
         self.groups, self.policy, self.length, self.device = tuple(groups), policy, rollout_length, device
         self.version = 0
@@ -193,7 +207,10 @@ class Collector:
         self._state = self._initial
         # With memories in turn, the learner can read one rollout while others are being written.
         self._memories = itertools.cycle(
-            [_Memory(rollout_length, self.num_envs, self._obs, device, groups[0].device) for _ in range(memories)]
+            [
+                _Memory(rollout_length, self.num_envs, self._obs, device, groups[0].device, empty)
+                for _ in range(memories)
+            ]
         )
         self._untold: tuple[Fault, ...] = ()
         self.begun_anew = ""

@@ -1,4 +1,4 @@
-"""Collecting while learning: the next rollouts are made in a thread, always the same number of updates behind.
+"""Collecting while learning: the next rollouts are made beside the learner, always the same number of updates behind.
 
 The learner takes rollout k when it has done k updates. At that moment the collection of rollout k + lag is ordered,
 with the weights as they are: what acts is then exactly `lag` updates behind what learns, however fast either is, and
@@ -7,6 +7,7 @@ the same seed gives the same bits. GA3C and IMPALA leave their queues to chance;
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import time
@@ -14,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,8 +25,8 @@ from greenroom.errors import Fault
 from greenroom.policy import Policy
 from greenroom.types import Episodes, Rollout, parts_of
 
-_ACTING_THREADS = 1
-"""CPU threads for tensor operations of the acting thread: the learner has the others."""
+ACTING_THREADS = 1
+"""CPU threads for tensor operations of whoever acts: the learner has the others."""
 
 
 class _Lane:
@@ -76,102 +77,212 @@ def _keep(parts: Iterable[Tensor]) -> None:
             part.record_stream(torch.cuda.current_stream(part.device))
 
 
+class Place(Protocol):
+    """Where a collector works beside the learner: it does what is ordered, in turn, with copies of the weights."""
+
+    @property
+    def time_split(self) -> dict[str, float]:
+        """Seconds that collecting has spent in `env` and `act`, up to some moment not before the last `take`."""
+        ...
+
+    def order(self, version: int) -> None:
+        """One more rollout, by the learner's weights as they are now: those after so many updates."""
+        ...
+
+    def take(self) -> Rollout:
+        """Wait for the oldest rollout that was ordered and not taken; raises what went wrong with it."""
+        ...
+
+    # What follows is asked for only while nothing is ordered.
+
+    @property
+    def can_snapshot(self) -> bool:
+        """The collector's."""
+        ...
+
+    @property
+    def begun_anew(self) -> str:
+        """The collector's."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The collector's."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Into the collector."""
+        ...
+
+    def close(self) -> None:
+        """End, without what is still ordered, and close all environments."""
+        ...
+
+
+class Overlapped:
+    """Endless iterator of rollouts, which are collected at `place` beside the learner.
+
+    Args:
+        place: where; it becomes ours to close.
+        lag: how many updates the acting weights are behind.
+        device: the learner's.
+    """
+
+    def __init__(self, place: Place, *, lag: int, device: torch.device) -> None:
+        self.place, self.version, self.lag, self.device = place, 0, lag, device
+        self._waited = 0.0
+        self._ordered = 0
+        """Rollouts that have been ordered and not taken."""
+        self._waiting: deque[Rollout] = deque()
+        """Rollouts that have been taken and wait for the learner: older than what is ordered."""
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, self._threads - ACTING_THREADS))
+
+    @property
+    def time_split(self) -> dict[str, float]:
+        """`env` and `act` pass beside `learn`; `wait` is the learner's."""
+        return {**self.place.time_split, "wait": self._waited}
+
+    def __next__(self) -> Rollout:
+        """Order the rollout that the weights as they are will act for, and wait for the oldest one."""
+        while len(self._waiting) + self._ordered <= self.lag:
+            self.place.order(self.version)
+            self._ordered += 1
+        start = time.perf_counter()
+        if not self._waiting:
+            self._take()
+        self._waited += time.perf_counter() - start
+        return self._waiting.popleft()
+
+    def _take(self) -> None:
+        self._ordered -= 1
+        self._waiting.append(self.place.take())
+
+    def settle(self) -> None:
+        """Wait until all that was ordered is collected."""
+        while self._ordered:
+            self._take()
+
+    @property
+    def can_snapshot(self) -> bool:
+        """Whether a resumed run continues the very same episodes. Waits until all that was ordered is collected."""
+        self.settle()
+        return self.place.can_snapshot
+
+    @property
+    def begun_anew(self) -> str:
+        """Why new episodes began when a state was last loaded; empty if the saved ones went on. Waits, too."""
+        self.settle()
+        return self.place.begun_anew
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where acting stands, and the rollouts that wait for the learner. Waits until they are collected."""
+        self.settle()
+        queue = [_to_dict(rollout) for rollout in self._waiting]
+        return {"collector": self.place.state_dict(), "queue": queue, "version": self.version}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`. What is being collected meanwhile is dropped."""
+        while self._ordered:
+            with contextlib.suppress(Exception):  # whatever went wrong, it no longer counts
+                self._take()
+        self.place.load_state_dict(state["collector"])
+        self.version = state["version"]
+        self._waiting = deque(_from_dict(saved, self.device) for saved in state["queue"])
+
+    def close(self) -> None:
+        """Stop collecting, then close all environments."""
+        self.place.close()
+        torch.set_num_threads(self._threads)
+
+
 _Collected = tuple[Rollout, torch.cuda.Event | None]
 """A rollout, and the mark behind it."""
 
 
-class Overlapped:
-    """Endless iterator of rollouts, collected by `make_collector(policy)` beside the learner of `policy`."""
+class Thread:
+    """A `Place` in a thread of this process, for a learner on a GPU.
 
-    def __init__(self, make_collector: Callable[[Policy], Collector], policy: Policy, *, lag: int) -> None:
-        self.version, self.lag = 0, lag
-        self._learned = _tensors(policy)
+    On a processor two threads would take turns in Python for every small operation; see `backstage`.
+    """
+
+    def __init__(self, make_collector: Callable[[Policy], Collector], policy: Policy) -> None:
+        self._learned = tensors_of(policy)
         acting = copy.deepcopy(policy)
-        self._acted = _tensors(acting)
+        self._acted = tensors_of(acting)
         self.collector = make_collector(acting)
         self._lane = _Lane(self.collector.device)
-        self._waited = 0.0
-        self._queue: deque[Future[_Collected]] = deque()
-        self._threads = torch.get_num_threads()
-        self._worker = ThreadPoolExecutor(1, "collect", initializer=torch.set_num_threads, initargs=(_ACTING_THREADS,))
+        self._orders: deque[Future[_Collected]] = deque()
+        self._worker = ThreadPoolExecutor(1, "collect", initializer=torch.set_num_threads, initargs=(ACTING_THREADS,))
         self._worker.submit(lambda: None).result()
-        torch.set_num_threads(max(1, self._threads - _ACTING_THREADS))
 
     @property
     def time_split(self) -> dict[str, float]:
-        """`env` and `act` pass in the thread, beside `learn`; `wait` is the learner's."""
-        return {**self.collector.time_split, "wait": self._waited}
+        """Up to now."""
+        return self.collector.time_split
 
-    def __next__(self) -> Rollout:
-        """Order the rollout that the weights as they are will act for, and wait for the oldest one."""
-        while len(self._queue) <= self.lag:
-            weights = [part.detach().clone() for part in self._learned]
-            # The memory that the rollout will be written to has just been learned from: that comes first, too.
-            self._queue.append(self._worker.submit(self._collect, weights, self.version, self._lane.mark()))
-        start = time.perf_counter()
-        rollout, mark = self._queue.popleft().result()
-        self._waited += time.perf_counter() - start
-        self._lane.join(mark, _tensors_of(rollout))
+    def order(self, version: int) -> None:
+        """See `Place`."""
+        weights = [part.detach().clone() for part in self._learned]
+        # The memory that the rollout will be written to has just been learned from: that comes first, too.
+        self._orders.append(self._worker.submit(self._collect, weights, version, self._lane.mark()))
+
+    def take(self) -> Rollout:
+        """See `Place`."""
+        rollout, mark = self._orders.popleft().result()
+        self._lane.join(mark, _tensors_in(rollout))
         return rollout
 
     def _collect(self, weights: list[Tensor], version: int, mark: torch.cuda.Event | None) -> _Collected:
         with self._lane.after(mark, weights):
-            with torch.no_grad():
-                for mine, theirs in zip(self._acted, weights, strict=True):
-                    mine.copy_(theirs)
+            load(weights, self._acted)
             self.collector.version = version
             return next(self.collector), self._lane.mark()
 
     @property
     def can_snapshot(self) -> bool:
-        """Whether a resumed run continues the very same episodes."""
+        """See `Place`."""
         return self.collector.can_snapshot
 
     @property
     def begun_anew(self) -> str:
-        """Why new episodes began when a state was last loaded; empty if the saved ones went on."""
+        """See `Place`."""
         return self.collector.begun_anew
 
     def state_dict(self) -> dict[str, Any]:
-        """Where acting stands, and the rollouts that wait for the learner. Waits until they are collected."""
-        queue = [_to_dict(waiting.result()[0]) for waiting in self._queue]
+        """See `Place`."""
         self._lane.finish()
-        return {"collector": self.collector.state_dict(), "queue": queue, "version": self.version}
+        return self.collector.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`. What is being collected meanwhile is dropped."""
-        for waiting in self._queue:
-            waiting.exception()  # waits; whatever went wrong, it no longer counts
+        """See `Place`."""
         self._lane.finish()
-        self.collector.load_state_dict(state["collector"])
-        self.version = state["version"]
-        self._queue = deque(_done(_from_dict(saved, self.collector.device)) for saved in state["queue"])
+        self.collector.load_state_dict(state)
 
     def close(self) -> None:
         """End the thread, then close all environments."""
         self._worker.shutdown(cancel_futures=True)
         self.collector.close()
-        torch.set_num_threads(self._threads)
 
 
-def _tensors(policy: Policy) -> list[Tensor]:
+def tensors_of(policy: Policy) -> list[Tensor]:
     """Parameters and buffers, the very tensors."""
     return list(policy.state_dict().values())
 
 
-def _tensors_of(rollout: Rollout) -> Iterator[Tensor]:
+@torch.no_grad()
+def load(weights: Iterable[Tensor], into: Iterable[Tensor]) -> None:
+    """Copy one by one."""
+    for mine, theirs in zip(into, weights, strict=True):
+        mine.copy_(theirs)
+
+
+def _tensors_in(rollout: Rollout) -> Iterator[Tensor]:
     """All of them but those of its episodes, which are on the processor."""
     for item in dataclasses.fields(rollout):
         value = getattr(rollout, item.name)
         if isinstance(value, Tensor | dict):
             parts: dict[str, Tensor] = parts_of(value)
             yield from parts.values()
-
-
-def _done(rollout: Rollout) -> Future[_Collected]:
-    future: Future[_Collected] = Future()
-    future.set_result((rollout, None))
-    return future
 
 
 def _to_dict(rollout: Rollout) -> dict[str, Any]:

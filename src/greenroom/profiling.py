@@ -6,9 +6,10 @@ It stands around the loop, not in it: while a trace is recorded, the run's own p
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from greenroom.acting import Collector
-from greenroom.overlap import Overlapped
+from greenroom.backstage import Backstage
+from greenroom.overlap import Overlapped, Thread
 from greenroom.training import Run, Say, train
 from greenroom.types import Progress
 
@@ -58,14 +60,82 @@ def recording(run: Run, path: Path) -> Iterator[None]:
 
     Spans are named `env.send`, `env.recv` (waiting for simulators, or simulating), `act` and `learn`.
     """
+    learning, source = (run.algorithm, "learn", "learn"), run.collector
+    place = source.place if isinstance(source, Overlapped) else None
+    if isinstance(source, Overlapped) and isinstance(place, Backstage):
+        beside = path.with_name(f".{path.name}.collecting")
+        with _joined(path, beside), _recorded([learning], path), _recorded_apart(source, place, beside):
+            yield
+        return
+    collector = place.collector if isinstance(place, Thread) else source
+    assert isinstance(collector, Collector)
+    with _recorded([learning, *_collecting(collector)], path):
+        yield
+
+
+_Phase = tuple[Any, str, str]
+"""Owner, method, and what its calls are named."""
+
+
+def _collecting(collector: Collector) -> Iterator[_Phase]:
+    yield collector.policy, "act", "act"
+    for group in collector.groups:
+        yield group, "send", "env.send"
+        yield group, "recv", "env.recv"
+
+
+@contextmanager
+def _recorded(phases: Iterable[_Phase], path: Path) -> Iterator[None]:
+    """Record this process."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
     trace = profile(activities=activities, experimental_config=_all_threads())
     with ExitStack() as stack:
-        for owner, method, name in _phases(run):
+        for owner, method, name in phases:
             stack.enter_context(_named(owner, method, name))
         stack.callback(_write, trace, path)
         stack.enter_context(trace)
         yield
+
+
+@contextmanager
+def _recorded_apart(source: Overlapped, place: Backstage, path: Path) -> Iterator[None]:
+    """Record the process that collects."""
+    source.settle()
+    place.within(_begin, path)
+    try:
+        yield
+    finally:
+        with suppress(Exception):  # whatever ended this may have ended that process, and is what counts
+            source.settle()
+            place.within(_end)
+
+
+_ongoing = ExitStack()
+"""What `_begin` begins in the process that collects, and `_end` ends."""
+
+
+def _begin(collector: Collector, path: Path) -> None:
+    _ongoing.enter_context(_recorded(_collecting(collector), path))
+
+
+def _end(collector: Collector) -> None:
+    _ongoing.close()
+
+
+@contextmanager
+def _joined(path: Path, other: Path) -> Iterator[None]:
+    """Afterwards the trace at `other`, if there is one, is part of the one at `path`."""
+    try:
+        yield
+    finally:
+        if other.exists():
+            trace, more = json.loads(path.read_text()), json.loads(other.read_text())
+            later = (more["baseTimeNanoseconds"] - trace["baseTimeNanoseconds"]) / 1e3
+            for event in more["traceEvents"]:
+                event["ts"] += later
+            trace["traceEvents"] += more["traceEvents"]
+            other.write_text(json.dumps(trace))
+            os.replace(other, path)
 
 
 def _write(trace: profile, path: Path) -> None:
@@ -75,18 +145,6 @@ def _write(trace: profile, path: Path) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _phases(run: Run) -> Iterator[tuple[Any, str, str]]:
-    """Owner, method and name of every phase."""
-    yield run.algorithm, "learn", "learn"
-    source = run.collector
-    collector = source.collector if isinstance(source, Overlapped) else source
-    assert isinstance(collector, Collector)
-    yield collector.policy, "act", "act"
-    for group in collector.groups:
-        yield group, "send", "env.send"
-        yield group, "recv", "env.recv"
 
 
 @contextmanager
@@ -106,7 +164,7 @@ def _named(owner: Any, method: str, name: str) -> Iterator[None]:
 
 
 def _all_threads() -> Any:
-    """With `collect=overlap` half of the work is done in another thread; torch before 2.7 records one only."""
+    """With `collect=overlap` half of the work may be done in another thread; torch before 2.7 records one only."""
     with suppress(TypeError):
         return torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
     return None

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
 from greenroom import envs, machine
-from greenroom.acting import Collector, Source
+from greenroom.acting import Collector, Empty, Source
+from greenroom.backstage import Backstage
 from greenroom.compiling import CompiledActor, compile_marked
 from greenroom.config import RunConfig
 from greenroom.envs.base import Environment
 from greenroom.errors import UserError
 from greenroom.networks import Impala, Nature, Nips
-from greenroom.overlap import Overlapped
+from greenroom.overlap import Overlapped, Thread
 from greenroom.policy import Policy, Precision
 from greenroom.seeding import derive
 from greenroom.spec import EnvSpec
@@ -33,18 +35,18 @@ class Run:
     def __init__(self, config: RunConfig, *, say: Say = print) -> None:
         self.config = config
         self.device = choose_device(config)
-        groups = make_groups(config, self.device, say)
+        world = make_world(config, self.device, say)
         self._threads_before = torch.get_num_threads()
         try:
             if config.threads:
                 torch.set_num_threads(config.threads)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive(config.seed, "initialisation"))
-                policy = make_policy(config, groups[0].spec, self.device, say)
-            torch.set_num_threads(choose_threads(config, policy, groups[0].spec, self.device, say))
+                policy = make_policy(config, world.spec, self.device, say)
+            torch.set_num_threads(choose_threads(config, policy, world.spec, self.device, say))
             self.algorithm = config.algorithm.build(
                 policy,
-                spec=groups[0].spec,
+                spec=world.spec,
                 num_envs=config.num_envs,
                 rollout_length=config.rollout_length,
                 total_steps=config.total_steps,
@@ -55,10 +57,9 @@ class Run:
                 say(
                     "compile: the first update waits for it, some ten seconds; with a memory and long rollouts, minutes"
                 )
-            self.collector = make_source(config, groups, policy, self.device)
+            self.collector = make_source(config, world, policy, self.device)
         except BaseException:
-            for group in groups:
-                group.close()
+            world.close()
             torch.set_num_threads(self._threads_before)
             raise
         self.env_steps = 0
@@ -120,6 +121,7 @@ def train(run: Run) -> Iterator[Progress]:
 def make_groups(config: RunConfig, device: torch.device, say: Say) -> list[Environment]:
     """The environments that a run acts in: one group, or two that take turns."""
     count = 2 if config.collect == "double" else 1
+    taken = 1 if config.collect == "overlap" else 0  # by the learner, at least
     groups: list[Environment] = []
     try:
         for number in range(count):
@@ -134,6 +136,7 @@ def make_groups(config: RunConfig, device: torch.device, say: Say) -> list[Envir
                     faults=config.faults,
                     say=say if number == 0 else lambda line: None,
                     alert=say,
+                    taken_cores=taken,
                 )
             )
     except BaseException:
@@ -151,23 +154,50 @@ def make_policy(config: RunConfig, spec: EnvSpec, device: torch.device, say: Say
     return policy.to(device, memory_format=layout)
 
 
-def make_source(config: RunConfig, groups: list[Environment], policy: Policy, device: torch.device) -> Source:
-    """Where the loop gets its rollouts from: the three ways to collect differ in this and in `make_groups` only."""
+class Here:
+    """Environments of this process."""
 
-    def collector(acting: Policy, memories: int = 1) -> Collector:
-        return Collector(
-            groups,
-            CompiledActor(acting) if config.compile and device.type != "cpu" else acting,
-            rollout_length=config.rollout_length,
-            seed=config.seed,
-            device=device,
-            memories=memories,
-        )
+    def __init__(self, groups: list[Environment]) -> None:
+        self.groups, self.spec = groups, groups[0].spec
 
+    def close(self) -> None:
+        """Close all of them."""
+        for group in self.groups:
+            group.close()
+
+
+def make_world(config: RunConfig, device: torch.device, say: Say) -> Here | Backstage:
+    """The environments of a run, here or where they are collected from beside a learner on this processor."""
+    build = partial(make_groups, config, device)
+    return Backstage(build, say) if config.collect == "overlap" and device.type == "cpu" else Here(build(say))
+
+
+def make_collector(
+    config: RunConfig, device: torch.device, groups: list[Environment], policy: Policy, *, memories: int, empty: Empty
+) -> Collector:
+    """What acts in the environments, in which process ever."""
+    return Collector(
+        groups,
+        CompiledActor(policy) if config.compile and device.type != "cpu" else policy,
+        rollout_length=config.rollout_length,
+        seed=config.seed,
+        device=device,
+        memories=memories,
+        empty=empty,
+    )
+
+
+def make_source(config: RunConfig, world: Here | Backstage, policy: Policy, device: torch.device) -> Source:
+    """Where the loop gets its rollouts from: ways to collect differ in this, `make_world` and `make_groups` only."""
+    make = partial(make_collector, config, device)
+    if isinstance(world, Backstage):
+        world.enter(make, policy, lag=config.lag)
+        return Overlapped(world, lag=config.lag, device=device)
+    here = partial(make, world.groups, empty=torch.empty)
     if config.collect != "overlap":
-        return collector(policy)
+        return here(policy, memories=1)
     # One rollout is with the learner while `lag` are collected or wait.
-    return Overlapped(lambda acting: collector(acting, config.lag + 1), policy, lag=config.lag)
+    return Overlapped(Thread(partial(here, memories=config.lag + 1), policy), lag=config.lag, device=device)
 
 
 def choose_device(config: RunConfig) -> torch.device:

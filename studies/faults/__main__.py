@@ -22,7 +22,7 @@ from typing import Any
 from faults import harm, page
 from faults.environments import mishaps
 from faults.kills import Start, Victim, torment
-from faults.processes import Place, Trainer, Zygote, command_line
+from faults.processes import COLLECTOR, WORKER, Place, Trainer, Zygote, command_line
 from faults.scenarios import Scenario, chosen
 from faults.soak import soak
 from greenroom.envs.choose import IN_PROCESSES
@@ -114,7 +114,9 @@ class Suite:
             return
         faults = [FAULTS[self._rng.randrange(len(FAULTS))] for _ in range(share)]
         if scenario.stage in IN_PROCESSES:
-            faults[2::3] = ["SIGKILL to a worker"] * len(faults[2::3])
+            faults[2::3] = [f"SIGKILL to {WORKER}"] * len(faults[2::3])
+        if scenario.config.collect == "overlap":
+            faults[1::3] = [f"SIGKILL to {COLLECTOR}"] * len(faults[1::3])
 
         def act(victim: Victim) -> None:
             for kill in torment(victim, faults, _say):

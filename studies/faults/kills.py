@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from faults import runs
-from faults.processes import Failure, Place, Trainer, wait_until
+from faults.processes import COLLECTOR, WORKER, Failure, Place, Trainer, wait_until
 from faults.scenarios import Scenario
 from faults.zygote import NOTICED
 from greenroom import checkpoint
@@ -56,9 +56,9 @@ class Kill:
     seconds: float
     """From the harm to the trainer's end: it died, saved and left, or noticed and left."""
     noticed: float | None
-    """Of a killed worker: seconds until the trainer noticed (not known of a command) …"""
+    """Of a killed worker of its own: seconds until the trainer noticed (not known of a command) …"""
     told: float | None
-    """… and until its message, which waits for the other workers to be gone."""
+    """… and of any worker or the collector until its message, which waits for the others to be gone."""
     gone: float
     """Seconds from the trainer's end until no process of it was left."""
     repeated: int | None
@@ -148,14 +148,15 @@ class Victim:
     def _strike(self, fault: str, trainer: Trainer, env_steps: int) -> Kill | None:
         how, _, who = fault.partition(" to ")
         number = signal.Signals[how]
-        noticed, told, workers = None, None, trainer.workers() if who == "a worker" else {}
+        helping = who in (WORKER, COLLECTOR)
+        noticed, told, helpers = None, None, trainer.helpers(who) if helping else {}
         began = time.monotonic()
-        if workers:
-            pid = self.rng.choice(sorted(workers))
+        if helpers:
+            pid = self.rng.choice(sorted(helpers))
             os.kill(pid, signal.SIGKILL)
-            noticed, told = self._notice(trainer, *workers[pid], began)
-        elif who == "a worker":
-            trainer.send(signal.SIGKILL)  # its workers have just ended, with the run
+            noticed, told = self._notice(trainer, helpers[pid], began)
+        elif helping:
+            trainer.send(signal.SIGKILL)  # they have just ended, with the run
         else:
             trainer.send(number)
         code = trainer.wait()
@@ -166,7 +167,7 @@ class Victim:
         newest = runs.check_sound(self.run)
         steps = 0 if newest is None else checkpoint.env_steps_of(newest)
         done = steps >= self.scenario.config.total_steps
-        expected = ExitCode.ERROR if workers else _ENDINGS.get(number, -number)
+        expected = ExitCode.ERROR if helpers else _ENDINGS.get(number, -number)
         # A run that has saved all and only tidies up is ended by the signal, as any command is.
         if code != expected and not (done and code in (-number, ExitCode.INTERRUPTED)):
             raise Failure(f"{fault}: exit code {code} instead of {expected}: {trainer.said[-500:]}")
@@ -188,18 +189,18 @@ class Victim:
             repeated=repeated,
         )
 
-    def _notice(self, trainer: Trainer, worker: int, count: int, began: float) -> tuple[float | None, float | None]:
-        """Seconds until the trainer notices that the worker is dead, and says so; None if it has no more need of it."""
+    def _notice(self, trainer: Trainer, name: str, began: float) -> tuple[float | None, float | None]:
+        """Seconds until the trainer notices that a helper is dead, and says so; None if it has no more need of it."""
         if not wait_until(lambda: "was killed by signal 9" in trainer.err.read_text(), trainer, nap=0.001):
             return None, None
         told = time.monotonic() - began
-        if f"worker {worker} (environments " not in trainer.said:
-            raise Failure(f"the message does not name worker {worker} of {count}: {trainer.said[-500:]}")
+        if name not in trainer.said:
+            raise Failure(f"the message does not say {name!r}: {trainer.said[-500:]}")
         lines = trainer.err.read_text().splitlines()
         moments = [float(line.removeprefix(NOTICED)) for line in lines if line.startswith(NOTICED)]
         noticed = moments[0] - began if moments else None
         if noticed is not None and noticed > self.notice_seconds:
-            raise Failure(f"a dead worker was noticed after {noticed:.2f} s")
+            raise Failure(f"a dead process was noticed after {noticed:.2f} s")
         return noticed, told
 
     def finish(self) -> float | None:

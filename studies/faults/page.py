@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from faults.environments import FAULTS as ENVIRONMENT_FAULTS
+from faults.processes import COLLECTOR, WORKER
 from greenroom import folder, machine
 
 OUT = Path(__file__).resolve().parents[2] / "docs" / "results" / "faults"
@@ -91,7 +92,8 @@ def _faults(found: dict[str, Any]) -> list[str]:
         for fault in sorted({kill["fault"] for kill in kills}):
             these = [kill for kill in kills if kill["fault"] == fault]
             name = fault + (", `python -m greenroom`" if command else "")
-            keys = ("seconds", "gone", "recovered") if "a worker" not in fault else ("told", "gone", "recovered")
+            end = "told" if fault.endswith((WORKER, COLLECTOR)) else "seconds"
+            keys = (end, "gone", "recovered")
             rows.append([name, str(len(these)), _times(these, "noticed"), *(_times(these, key) for key in keys)])
     for fault in dict.fromkeys(harm["fault"] for harm in found["harms"]):
         these = [harm for harm in found["harms"] if harm["fault"] == fault]
@@ -109,9 +111,10 @@ def _faults(found: dict[str, Any]) -> list[str]:
         "",
         "Seconds are median / largest. To notice: from the kill of a worker until the trainer knows, from a full disk "
         "to its warning. To end: from a signal to the trainer's last instruction, saved. To tell: from the kill of a "
-        "worker to the message, which waits for the other workers to be gone. To recover: from the start of "
-        "`greenroom resume` to its first new update. Trainers are forks of a process that has imported everything, but "
-        "for those marked `python -m greenroom`, whose recovery includes importing.",
+        "worker, or of the process that collects, to the message, which waits for the others to be gone. To recover: "
+        "from the start of `greenroom resume` to its first new update. Trainers are forks of a process that has "
+        "imported everything, but for those marked `python -m greenroom`, whose recovery includes importing, and for "
+        "the process that collects, which is a fresh one in each.",
     ]
 
 

@@ -20,7 +20,10 @@ MARK = "GREENROOM_FAULTS"
 PATIENCE = 120.0
 """Seconds that anything may take on a busy machine."""
 _SHARED_MEMORY = Path("/dev/shm")
-_WORKER = b"greenroom.envs.worker"
+WORKER, COLLECTOR = "a worker", "the collector"
+"""Who besides the trainer may be killed."""
+_MODULES = {WORKER: "greenroom.envs.worker", COLLECTOR: "greenroom.backstage"}
+"""What such a process runs."""
 
 
 class Failure(Exception):
@@ -111,17 +114,28 @@ class Trainer:
         """All it has printed so far, in one line."""
         return " ".join((self.err.read_text() + "\n" + self.out.read_text()).split())
 
-    def workers(self) -> dict[int, tuple[int, int]]:
-        """Ids of its worker processes → their numbers and how many there are in all."""
-        found: dict[int, int] = {}
-        for pid in _pids():
-            words = _read(pid, "cmdline").split(b"\0")
-            if len(words) > 3 and _WORKER in words[2]:
-                with suppress(ValueError):  # one that is just starting or going has no words yet, or no more
-                    given = json.loads(words[3])
-                    if given["parent"] == self.pid:
-                        found[pid] = given["worker"]
-        return {pid: (number, len(found)) for pid, number in found.items()}
+    def helpers(self, who: str) -> dict[int, str]:
+        """Ids of its processes of a kind → how its messages name them."""
+        known = {pid: given for pid in _pids() if (given := _given(pid))}
+        collectors = {pid for pid, given in known.items() if self._is(given, COLLECTOR, {self.pid})}
+        if who == COLLECTOR:
+            return dict.fromkeys(collectors, "the process that collects")
+        workers = {pid: given for pid, given in known.items() if self._is(given, who, {self.pid, *collectors})}
+        return {pid: f"worker {given['worker']} (environments " for pid, given in workers.items()}
+
+    @staticmethod
+    def _is(given: dict[str, Any], who: str, parents: Collection[int]) -> bool:
+        return given["module"] == _MODULES[who] and given["parent"] in parents
+
+
+def _given(pid: int) -> dict[str, Any]:
+    """What a process was started with, if `greenroom.envs.crew.hire` did; else nothing."""
+    words = _read(pid, "cmdline").split(b"\0")
+    if len(words) > 3 and b"given.pop('module')" in words[2]:
+        with suppress(ValueError):  # one that is just starting or going has no words yet, or no more
+            found: dict[str, Any] = json.loads(words[3])
+            return found
+    return {}
 
 
 class Zygote:

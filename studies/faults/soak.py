@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from faults.processes import Failure, Place, Trainer, command_line, wait_until
+from faults.processes import COLLECTOR, WORKER, Failure, Place, Trainer, command_line, wait_until
 from greenroom import checkpoint
 from greenroom.control import Request, ask
 from greenroom.errors import ExitCode, UserError
@@ -80,7 +80,8 @@ def _sample(one: _Soaked, seconds: float, *, save: bool) -> None:
     """Look at the processes, then ask the run how it does, and every now and then to save."""
     if not one.trainer.alive():
         raise Failure(f"{one.name} ended after {seconds:.0f} s: {one.trainer.said[-500:]}")
-    everybody = [_usage(pid) for pid in (one.trainer.pid, *one.trainer.workers())]
+    helpers = (pid for who in (COLLECTOR, WORKER) for pid in one.trainer.helpers(who))
+    everybody = [_usage(pid) for pid in (one.trainer.pid, *helpers)]
     total = {key: sum(usage[key] for usage in everybody) for key in everybody[0]}
     # Only now: a conversation is a thread and a descriptor for as long as it lasts.
     told = ask(one.run, Request(verb="status"), timeout=60.0)

@@ -81,13 +81,13 @@ def _become_trainer(order: dict[str, Any]) -> None:
 def _tell_when_noticed() -> None:
     """The error of a dead worker waits until the others are gone; say, besides, when it was first noticed."""
     crew: Any = sys.modules["greenroom.envs.crew"]
-    how = crew._how
+    plain = crew.manner_of
 
     def noted(code: int) -> Any:
         os.write(2, f"{NOTICED}{time.monotonic()}\n".encode())
-        return how(code)
+        return plain(code)
 
-    crew._how = noted
+    crew.manner_of = noted
 
 
 def _obey_permissions() -> None:

@@ -57,6 +57,7 @@ def make(
     faults: FaultConfig = BY_DEFAULT,
     say: Callable[[str], None] = print,
     alert: Callable[[str], None] | None = None,
+    taken_cores: int = 0,
 ) -> Environment:
     """B environments of one kind, behind the `Environment` protocol.
 
@@ -66,7 +67,7 @@ def make(
     alone: `num_envs / num_workers` steps and the exchange, against `num_envs` steps. This process is one of them
     (`joint`, exchange 40 µs + 10 µs a process) if a share takes less than 2 ms, unless other programs had the cores
     meanwhile; longer ones are left to workers (60 µs + 20 µs a worker), which can be told to stop and leave this
-    process free.
+    process free. Cores that are taken are not for `joint`, whose processes wait for each other at every step.
 
     Args:
         env: A name from `list_environments`, a Gymnasium id, `package.module:factory`, or a callable that returns a
@@ -81,6 +82,7 @@ def make(
         faults: What to do about environments that fail. Time limits ask for workers.
         say: Gets one line: which stage, and why.
         alert: Hears at once of a worker that dies while nobody waits for it, as during a long update.
+        taken_cores: Cores that something else keeps busy meanwhile, such as a learner.
 
     Raises:
         UserError: Unknown environment, stage or argument, a missing package, or numbers that do not divide.
@@ -92,9 +94,9 @@ def make(
         raise UserError(f"num_workers must be at least 1, not {num_workers}")
     if num_workers is None and faults.limited:  # only a worker can be told to stop
         num_workers = largest_divisor(num_envs, available_cores())
-    choice = choose(env, num_envs, stage, num_workers, given, faults)
+    choice = choose(env, num_envs, stage, num_workers, given, faults, taken_cores)
     _check_faults(faults, choice.stage)
-    environment = _build(env, choice, num_envs, given, device, faults, alert)
+    environment = _build(env, choice, num_envs, given, device, faults, alert, taken_cores)
     say(f"stage: {choice.title} ({choice.reason})")
     return environment
 
@@ -134,6 +136,7 @@ def choose(
     num_workers: int | None,
     kwargs: Mapping[str, Any],
     faults: FaultConfig = BY_DEFAULT,
+    taken_cores: int = 0,
 ) -> Choice:
     """The stage that `make` would build for the same arguments."""
     if stage not in _STAGES:
@@ -148,7 +151,7 @@ def choose(
         return Choice(stage="workers" if stage == "auto" else stage, reason="as asked", num_workers=asked)
     if stage != "auto":
         return Choice(stage=stage, reason="as asked", num_workers=num_workers or 0)
-    return _by_measurement(Factory(env=env, kwargs=kwargs), num_envs, faults)
+    return _by_measurement(Factory(env=env, kwargs=kwargs), num_envs, faults, taken_cores)
 
 
 def _only_stage(env: Source) -> Choice | None:
@@ -166,20 +169,22 @@ def _only_stage(env: Source) -> Choice | None:
     return Choice(stage="native", reason=f"{native} steps it in C++ threads") if native else None
 
 
-def _by_measurement(factory: Factory, num_envs: int, faults: FaultConfig = BY_DEFAULT) -> Choice:
+def _by_measurement(factory: Factory, num_envs: int, faults: FaultConfig = BY_DEFAULT, taken_cores: int = 0) -> Choice:
     cores, free = available_cores(), FreeCores()
-    num_workers = largest_divisor(num_envs, cores)
     seconds = measure_step(factory, num_envs, faults)
     unused = free.mean()
     inline = seconds * num_envs
     cost = f"one {factory.name} step takes {_time(seconds)}"
+    usable = cores - taken_cores
+    shared: Stage = "joint" if inline / largest_divisor(num_envs, usable) < _SHORT_SECONDS else "workers"
+    if shared == "workers":  # who sleeps until woken can share a core
+        usable = cores
+    num_workers = largest_divisor(num_envs, usable)
     if num_workers == 1:
-        why = (
-            "there is one core" if cores == 1 else f"no number of workers up to {cores} divides {num_envs} environments"
-        )
+        few = f"there is one core{' to spare' if cores > 1 else ''}"
+        why = few if usable <= 1 else f"no number of workers up to {usable} divides {num_envs} environments"
         return Choice(stage="inline", reason=f"{cost}; {why}")
     share = inline / num_workers
-    shared: Stage = "joint" if share < _SHORT_SECONDS else "workers"
     once, each = _EXCHANGE_SECONDS[shared]
     together = share + once + each * num_workers
     where = f"{num_workers} {'processes' if shared == 'joint' else 'workers'}"
@@ -249,6 +254,7 @@ def _build(
     device: torch.device | str,
     faults: FaultConfig,
     alert: Callable[[str], None] | None,
+    taken_cores: int,
 ) -> Environment:
     if choice.stage == "inline":
         from greenroom.envs.inline import InlineEnvironment
@@ -265,6 +271,7 @@ def _build(
             kwargs=kwargs,
             faults=faults,
             alert=alert,
+            taken_cores=taken_cores,
         )
     if choice.stage == "device":
         from greenroom.envs.device import make_device

@@ -24,9 +24,43 @@ _GLANCE_SECONDS = 0.25  # between two looks at workers that nobody waits for
 _GOODBYE_SECONDS = 2.0  # for closing environments; then the process is killed
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _BOOT = (
-    "import json, sys; given = json.loads(sys.argv[1]); sys.path[:] = given.pop('path'); "
-    "from greenroom.envs.worker import main; main(**given)"
+    "import importlib, json, sys; given = json.loads(sys.argv[1]); sys.path[:] = given.pop('path'); "
+    "importlib.import_module(given.pop('module')).main(**given)"
 )
+
+
+def hire(module: str, memory: int, **given: Any) -> tuple[subprocess.Popen[bytes], Line]:
+    """Start a fresh interpreter that runs `module.main(descriptor=…, memory=…, parent=…, tied=…, **given)`.
+
+    Nothing is forked, and the caller's main module is not run again, so that notebooks and scripts without a main guard
+    work. Numerical libraries get one thread there.
+
+    Args:
+        module: whose `main` lives as long as the line is open; see `worker.settle` for its arguments.
+        memory: descriptor of a file that it may map.
+        given: more for `main`, as JSON has it.
+
+    Returns:
+        The process, and our end of the line to it.
+    """
+    ours, theirs = socket.socketpair()
+    given |= {
+        "path": sys.path,
+        "module": module,
+        "descriptor": theirs.fileno(),
+        "memory": memory,
+        "parent": os.getpid(),
+        "tied": threading.current_thread() is threading.main_thread(),
+    }
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _BOOT, json.dumps(given)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(), memory),
+            env=os.environ | dict.fromkeys(_THREADS, "1"),
+            process_group=0,  # Ctrl-C in the terminal reaches the parent alone
+        )
+    return process, Line(ours.detach())
 
 
 class RemoteTraceback(Exception):
@@ -46,9 +80,6 @@ class WorkerLost(EnvironmentFault):
 
 class Crew:
     """`count` workers with `share` environments each, and one anonymous file that all of them can map.
-
-    Workers are fresh interpreters: nothing is forked, and the caller's main module is not run again, so notebooks and
-    scripts without a main guard work.
 
     Attributes:
         memory: File descriptor of the shared file, empty at first.
@@ -75,7 +106,7 @@ class Crew:
         reset_timeout: float,
         alert: Callable[[str], None] | None = None,
     ) -> None:
-        self.memory = _anonymous_file()
+        self.memory = anonymous_file()
         self.board: Board | None = None
         self.step_timeout, self.reset_timeout = step_timeout, reset_timeout
         self._share, self._first, self._spin = share, first, spin_seconds
@@ -110,7 +141,7 @@ class Crew:
                 if process.poll() is None or process.pid in told or self._awaited or self._dismissed:
                     continue
                 told.add(process.pid)
-                alert(f"{self._who(worker)} {_how(process.returncode)}; this is dealt with after the update")
+                alert(f"{self._who(worker)} {manner_of(process.returncode)}; this is dealt with after the update")
 
     def replace(self, worker: int) -> None:
         """End a worker, whatever it does, and start a new process in its place."""
@@ -128,24 +159,7 @@ class Crew:
 
     def _hire(self, worker: int) -> None:
         """Start a process; it takes the place of the worker of that number, or comes last."""
-        ours, theirs = socket.socketpair()
-        given = {
-            "path": sys.path,
-            "worker": worker,
-            "descriptor": theirs.fileno(),
-            "memory": self.memory,
-            "parent": os.getpid(),
-            "tied": threading.current_thread() is threading.main_thread(),
-        }
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, json.dumps(given)],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), self.memory),
-                env=os.environ | dict.fromkeys(_THREADS, "1"),
-                process_group=0,  # Ctrl-C in the terminal reaches the parent alone
-            )
-        line = Line(ours.detach())
+        process, line = hire("greenroom.envs.worker", self.memory, worker=worker)
         self._processes[worker : worker + 1], self._lines[worker : worker + 1] = [process], [line]
         self._worker_of[line.descriptor] = worker
         self._poll.register(line.descriptor, select.POLLIN)
@@ -285,7 +299,7 @@ class Crew:
             code = self._processes[worker].wait(1.0)
         except subprocess.TimeoutExpired:
             return self._lost(worker, f"hung up{self._where(worker)}")
-        return self._lost(worker, f"{_how(code)}{self._where(worker)}")
+        return self._lost(worker, f"{manner_of(code)}{self._where(worker)}")
 
     def _lost(self, worker: int, how: str) -> WorkerLost:
         self._pending.discard(worker)
@@ -301,7 +315,7 @@ class Crew:
         return f" while it {'reset' if resetting else 'stepped'} environment {index}" if index >= 0 else ""
 
 
-def _how(code: int) -> str:
+def manner_of(code: int) -> str:
     """What a process's return code says of its end."""
     return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
@@ -314,7 +328,7 @@ def _raise_fault(kind: str, message: str, trace: str, index: int | None, own: st
     raise error from RemoteTraceback(trace)
 
 
-def _anonymous_file() -> int:
+def anonymous_file() -> int:
     """A file without a name: it ends with the last process that holds it."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("greenroom")

@@ -91,11 +91,7 @@ def main(worker: int, descriptor: int, memory: int, parent: int, tied: bool) -> 
         parent: Process id of the parent.
         tied: Whether the kernel may end this process with the parent's thread that started it.
     """
-    # What a terminal or a cluster tells the whole group of processes is for the parent to act upon.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    _end_with_parent(descriptor, parent, tied)
-    line = Line(descriptor)
+    line = settle(descriptor, parent, tied)
     service = _Service(worker, line, memory)
     try:
         service.run()
@@ -184,8 +180,17 @@ class _Service:
         return None
 
 
-def _end_with_parent(descriptor: int, parent: int, tied: bool) -> None:
-    """Make sure that this process never outlives its parent, even inside an endless step."""
+def settle(descriptor: int, parent: int, tied: bool) -> Line:
+    """What a process does first that a parent has started: obey it alone, and never outlive it, even in endless steps.
+
+    Args:
+        descriptor: Our end of the line.
+        parent: Process id of the parent.
+        tied: Whether the kernel may end this process with the parent's thread that started it.
+    """
+    # What a terminal or a cluster tells the whole group of processes is for the parent to act upon.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     if tied and sys.platform == "linux":
         # The signal comes when the *thread* that started this process ends, so only a main thread may ask for it.
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
@@ -199,3 +204,4 @@ def _end_with_parent(descriptor: int, parent: int, tied: bool) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    return Line(descriptor)

@@ -48,6 +48,7 @@ class WorkersEnvironment:
         kwargs: The environment's own arguments.
         faults: What happens when an environment fails, or a worker.
         alert: Hears at once of a worker that dies while nobody waits for it.
+        taken_cores: Cores that something else keeps busy meanwhile.
 
     Raises:
         UserError: The environment cannot be built, or the numbers do not divide.
@@ -63,6 +64,7 @@ class WorkersEnvironment:
         kwargs: Mapping[str, Any] | None = None,
         faults: FaultConfig = BY_DEFAULT,
         alert: Callable[[str], None] | None = None,
+        taken_cores: int = 0,
     ) -> None:
         _check_division(num_envs, num_workers)
         self.num_envs, self.num_workers, self.device = num_envs, num_workers, torch.device("cpu")
@@ -71,7 +73,7 @@ class WorkersEnvironment:
         factory = Factory(env=env, kwargs=dict(kwargs or {}))
         self._share, self._faults, hired = num_envs // num_workers, faults, num_workers - joint
         # With more processes than cores, who spins takes the core from whom it waits for.
-        spin = (_JOINT_SPIN_SECONDS if joint else _SPIN_SECONDS) if hired < available_cores() else 0.0
+        spin = (_JOINT_SPIN_SECONDS if joint else _SPIN_SECONDS) if hired < available_cores() - taken_cores else 0.0
         self._crew = Crew(
             hired,
             self._share,
