@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import gym_envs
-from greenroom.envs import choose, list_environments, make
+from greenroom.envs import choose, list_environments, make, workers
 from greenroom.envs.ale import AleEnvironment
 from greenroom.envs.arguments import arguments_of
 from greenroom.envs.base import Environment
@@ -71,6 +71,34 @@ def test_rule(
     monkeypatch.setattr(FreeCores, "mean", lambda self: cores - 1.0)
     choice = choose._by_measurement(Factory(env="X"), num_envs)
     assert (choice.stage, choice.reason) == (stage, reason)
+
+
+@pytest.mark.parametrize(
+    ("microseconds", "cores", "stage", "reason"),
+    [
+        (8, 2, "inline", "one X step takes 8 µs; there is one core to spare"),
+        (8, 4, "joint × 2", "one X step takes 8 µs; 64 take 512 µs here, about 316 µs in 2 processes"),
+        # Who sleeps until woken can share a core.
+        (50, 2, "workers × 2", "one X step takes 50 µs; 64 take 3.2 ms here, about 1.7 ms in 2 workers"),
+        (1000, 1, "inline", "one X step takes 1.0 ms; there is one core"),
+    ],
+)
+def test_a_learners_core_is_not_for_those_who_wait_for_each_other(
+    microseconds: int, cores: int, stage: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose, "measure_step", lambda factory, num_envs, faults: microseconds * 1e-6)
+    monkeypatch.setattr(choose, "available_cores", lambda: cores)
+    monkeypatch.setattr(FreeCores, "mean", lambda self: cores - 1.0)
+    choice = choose._by_measurement(Factory(env="X"), 64, taken_cores=1)
+    assert (choice.title, choice.reason) == (stage, reason)
+
+
+@pytest.mark.parametrize(("taken", "spins"), [(0, True), (1, False)])
+def test_nobody_spins_on_a_core_that_is_taken(taken: int, spins: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "available_cores", lambda: 2)
+    stage = WorkersEnvironment("CartPole-v1", num_envs=4, num_workers=2, joint=True, taken_cores=taken)
+    assert (stage._crew._spin > 0) is spins
+    stage.close()
 
 
 @pytest.mark.parametrize(("free", "stage"), [(0.9, "joint"), (0.1, "inline"), (None, "joint")])

@@ -48,7 +48,7 @@ class MakeCollector(Protocol):
 
 
 class Backstage:
-    """A `Place` in a child process; a context in which environments are, until `enter` says who acts in them.
+    """A `Place` in a child process: first it holds the environments, then `enter` says who acts in them.
 
     Args:
         make_groups: builds the environments there; its argument hears news in words.

@@ -145,11 +145,17 @@ def ways(config: RunConfig) -> dict[str, RunConfig]:
 
 
 def cartpole() -> dict[str, RunConfig]:
-    """Two networks of 64 × 64 on the three CartPoles that greenroom has; on the fastest one compiled, too."""
+    """Two networks of 64 × 64 on the three CartPoles that greenroom has, in turn with learning and beside it.
+
+    On the fastest one compiled, too.
+    """
     base = dataclasses.replace(preset("classic-ppo", "CartPole-v1"), policy=PolicyConfig(separate_value=True))
     names = {"tensors": "cartpole", "EnvPool": "envpool:CartPole-v1", "Gymnasium": "CartPole-v1"}
     eager = {name: _sized(dataclasses.replace(base, env=env), CARTPOLE) for name, env in names.items()}
-    return eager | {"tensors, compiled": dataclasses.replace(eager["tensors"], compile=True)}
+    in_turn = eager | {"tensors, compiled": dataclasses.replace(eager["tensors"], compile=True)}
+    return in_turn | {
+        f"{name}, overlap": dataclasses.replace(config, collect="overlap") for name, config in in_turn.items()
+    }
 
 
 def _sized(config: RunConfig, task: Task) -> RunConfig:

@@ -120,7 +120,7 @@ class OpenRuns:
         """The run with the number of threads that it takes by itself, where it was not told one."""
         if config.threads:
             return config
-        alike = replace(config, collect="sync", lag=1)  # of `overlap`, a thread is lent to collecting
+        alike = replace(config, collect="sync", lag=1)  # of `overlap`, the learner has one thread fewer
         self._work(alike)
         return replace(config, threads=self._open[_key(alike)][1])
 
@@ -167,7 +167,7 @@ def _lent(work: Work, threads: int) -> Work:
 
 
 def _key(config: RunConfig) -> str:
-    """Runs that differ in their threads alone are the same run, unless a thread of its own collects."""
+    """Runs that differ in their threads alone are the same run, unless the learner has not all of them."""
     return repr(config if config.collect == "overlap" else replace(config, threads=0))
 
 
