@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -157,6 +158,26 @@ def test_a_fault_beside_the_learner_reaches_it(overlapped: Make) -> None:
     with pytest.raises(RuntimeError, match="environment 1 gave up"):
         next(source)
     source.close()
+
+
+def test_an_interruption_while_waiting_loses_nothing(overlapped: Make) -> None:
+    def collected(interrupted: bool) -> list[Rollout]:
+        env = Slow([0, 1], [2, 3])
+        env.pause = 0.05
+        source, found = overlapped(env, Weighty(), 1), list[Rollout]()
+        if interrupted:
+            main = threading.main_thread().ident
+            assert main is not None
+            threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)).start()
+            with pytest.raises(KeyboardInterrupt):
+                next(source)
+            source.state_dict()
+        for _ in range(3):
+            found.append(copy.deepcopy(next(source)))
+        source.close()
+        return found
+
+    assert all(_same(*pair) for pair in zip(collected(True), collected(False), strict=True))
 
 
 def test_closing_does_not_wait_for_what_nobody_wants(overlapped: Make) -> None:

@@ -26,7 +26,7 @@ from greenroom.acting import Collector, Empty
 from greenroom.envs.base import Environment
 from greenroom.envs.crew import RemoteTraceback, anonymous_file, hire, manner_of
 from greenroom.envs.faults import traceback_of
-from greenroom.envs.worker import ANSWER, CALL, CLOSE, FAULT, Line, settle
+from greenroom.envs.worker import ANSWER, CALL, CLOSE, FAULT, Line, obey
 from greenroom.errors import EnvironmentFault, UserError
 from greenroom.overlap import ACTING_THREADS, load, tensors_of
 from greenroom.policy import Policy
@@ -60,7 +60,7 @@ class Backstage:
 
     def __init__(self, make_groups: Callable[[Say], list[Environment]], say: Say) -> None:
         self.time_split: dict[str, float] = {}
-        self._say, self._orders, self._taken = say, 0, 0
+        self._say, self._orders, self._owed = say, 0, 0
         descriptor = anonymous_file()
         self._memory = SharedMemory(descriptor)
         self._process, self._line = hire("greenroom.backstage", descriptor)
@@ -91,7 +91,6 @@ class Backstage:
 
     def take(self) -> Rollout:
         """See `overlap.Place`."""
-        self._taken += 1
         rollout: Rollout = self._answer()
         return rollout
 
@@ -116,7 +115,7 @@ class Backstage:
 
     def within(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """What `function(collector, *arguments)` returns there; nothing may be ordered and not taken."""
-        assert self._taken == self._orders, "the next answer would be a rollout"
+        assert not self._owed, "the next answer would be a rollout"
         return self._ask("call", self._memory.pack((function, arguments)))
 
     def close(self) -> None:
@@ -128,11 +127,13 @@ class Backstage:
         return self._answer()
 
     def _tell(self, name: str, *arguments: Any) -> None:
+        self._owed += 1
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `_answer` finds out why
             self._line.frame(CALL, (name, arguments))
 
     def _answer(self) -> Any:
-        tag = self._line.read_tag()
+        tag = self._line.read_tag()  # who is interrupted while he waits can ask again
+        self._owed -= 1
         try:
             answer, said, self.time_split = self._memory.unpack(self._line.read_frame() if tag else b"")
         except (EOFError, OSError):
@@ -184,8 +185,8 @@ def _begun_anew(collector: Collector) -> str:
 
 
 def main(descriptor: int, memory: int, parent: int, tied: bool) -> None:
-    """Collect for the parent until it says goodbye or is gone; see `worker.settle` for the arguments."""
-    line = settle(descriptor, parent, tied)
+    """Collect for the parent until it says goodbye or is gone; see `worker.obey` for the arguments."""
+    line = obey(descriptor, parent, tied)
     machine.keep_freed_memory()
     torch.set_num_threads(ACTING_THREADS)
     service = _Service(line, SharedMemory(memory))

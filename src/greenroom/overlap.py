@@ -13,7 +13,7 @@ import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -154,8 +154,12 @@ class Overlapped:
         return self._waiting.popleft()
 
     def _take(self) -> None:
+        try:
+            self._waiting.append(self.place.take())
+        except Exception:  # this was the answer, while an interruption leaves it to come
+            self._ordered -= 1
+            raise
         self._ordered -= 1
-        self._waiting.append(self.place.take())
 
     def settle(self) -> None:
         """Wait until all that was ordered is collected."""
@@ -228,6 +232,7 @@ class Thread:
 
     def take(self) -> Rollout:
         """See `Place`."""
+        wait(list(self._orders)[:1])  # who is interrupted here can ask again
         rollout, mark = self._orders.popleft().result()
         self._lane.join(mark, _tensors_in(rollout))
         return rollout

@@ -36,7 +36,7 @@ def hire(module: str, memory: int, **given: Any) -> tuple[subprocess.Popen[bytes
     work. Numerical libraries get one thread there.
 
     Args:
-        module: whose `main` lives as long as the line is open; see `worker.settle` for its arguments.
+        module: whose `main` lives as long as the line is open; see `worker.obey` for its arguments.
         memory: descriptor of a file that it may map.
         given: more for `main`, as JSON has it.
 

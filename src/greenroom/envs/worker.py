@@ -91,7 +91,7 @@ def main(worker: int, descriptor: int, memory: int, parent: int, tied: bool) -> 
         parent: Process id of the parent.
         tied: Whether the kernel may end this process with the parent's thread that started it.
     """
-    line = settle(descriptor, parent, tied)
+    line = obey(descriptor, parent, tied)
     service = _Service(worker, line, memory)
     try:
         service.run()
@@ -180,7 +180,7 @@ class _Service:
         return None
 
 
-def settle(descriptor: int, parent: int, tied: bool) -> Line:
+def obey(descriptor: int, parent: int, tied: bool) -> Line:
     """What a process does first that a parent has started: obey it alone, and never outlive it, even in endless steps.
 
     Args:
