@@ -80,7 +80,7 @@ def test_the_documented_check_passes(mine: Path, monkeypatch: pytest.MonkeyPatch
     ("name", "message"),
     [
         ("mine.nowhere:AWR", "mine.nowhere:AWR: there is no module"),
-        ("mine.awr:Nothing", "module mine.awr has no 'Nothing'"),
+        ("mine.awr:Lerner", "module 'mine.awr' has no class 'Lerner'; did you mean 'Learner'?"),
         ("mine.awr:Learner", "mine.awr:Learner is not a dataclass with the method"),
         ("mine.residual:Residual", "is not a dataclass with the method policy"),
         ("awr", "no algorithm 'awr'"),

@@ -629,7 +629,7 @@ def test_a_check_of_ones_own_by_entry_point(tmp_path: Path, monkeypatch: pytest.
     ("words", "message"),
     [
         (["--check", "nowhere:check"], "--check nowhere:check: there is no module 'nowhere'"),
-        (["--check", "test_monitor:nothing"], "cannot load it"),
+        (["--check", "test_monitor:nothing"], "module 'test_monitor' has no function 'nothing'"),
         (["--check", "nosy"], "no installed check 'nosy'"),
         (["--check", "test_monitor:always=shout"], "no action 'shout'"),
         (["--check", "test_monitor:T"], "is not a function of a Progress"),

@@ -26,7 +26,7 @@ from greenroom.envs.base import Stage
 from greenroom.envs.faults import FaultConfig
 from greenroom.errors import UserError, nearest
 from greenroom.health.settings import HealthConfig
-from greenroom.imports import module_of
+from greenroom.imports import missing, module_of
 from greenroom.networks import Impala, Mlp, Nature, NetworkConfig, Nips
 from greenroom.optim import Adam, OptimizerConfig, RAdam, RMSprop
 from greenroom.policy import PolicyConfig
@@ -150,13 +150,14 @@ def component(seam: Any, name: str) -> type:
     table = SEAMS[seam]
     if name in table:
         return table[name]
-    module, colon, attribute = name.partition(":")
+    place, colon, attribute = name.partition(":")
     if not colon:
         label = seam.__name__.removesuffix("Config").lower()
         raise UserError(f"no {label} {name!r}{nearest(name, table)}, or give your own: package.module:Class")
-    found = getattr(module_of(module, name), attribute, None)
+    module = module_of(place, name)
+    found = getattr(module, attribute, None)
     if found is None:
-        raise UserError(f"module {module} has no {attribute!r}")
+        raise missing(module, attribute, "class")
     wanted = [part for part, value in vars(seam).items() if callable(value) and not part.startswith("_")]
     lacking = [part for part in wanted if not hasattr(found, part)]
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)) or lacking:

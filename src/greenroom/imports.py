@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from greenroom.errors import UserError
+from greenroom.errors import UserError, nearest
 
 
 def module_of(name: str, culprit: str) -> Any:
@@ -24,3 +24,16 @@ def module_of(name: str, culprit: str) -> Any:
         raise UserError(f"{culprit}: importing {name!r} needs {error.name!r}, which is not installed") from error
     except Exception as error:
         raise UserError(f"{culprit}: importing {name!r} raised {type(error).__name__}: {error}") from error
+
+
+def missing(module: Any, attribute: str, what: str) -> UserError:
+    """The error for an attribute that a module does not have, with the nearest of its own.
+
+    Args:
+        module: where it should be.
+        attribute: its name.
+        what: what it should be, as people call it: `factory`, `class`.
+    """
+    public = vars(module).items()
+    own = [name for name, value in public if callable(value) and getattr(value, "__module__", "") == module.__name__]
+    return UserError(f"module {module.__name__!r} has no {what} {attribute!r}{nearest(attribute, own)}")

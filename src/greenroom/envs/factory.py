@@ -15,7 +15,7 @@ from typing import Any
 import gymnasium
 
 from greenroom.errors import UserError, nearest
-from greenroom.imports import module_of
+from greenroom.imports import missing, module_of
 
 Source = str | Callable[..., Any]
 """A Gymnasium id, `package.module:factory`, or a callable that returns a `gymnasium.Env`."""
@@ -79,13 +79,12 @@ class Factory:
             return self.env, self.env, frozenset()
         module_name, colon, attribute = self.env.rpartition(":")
         if colon:
-            found = getattr(module_of(module_name, self.env), attribute, None)
+            module = module_of(module_name, self.env)
+            found = getattr(module, attribute, None)
             if callable(found):
                 return found, found, frozenset()
             if attribute not in gymnasium.registry:
-                public = vars(module_of(module_name, self.env)).items()
-                own = [n for n, value in public if callable(value) and getattr(value, "__module__", "") == module_name]
-                raise UserError(f"module {module_name!r} has no factory {attribute!r}{nearest(attribute, own)}")
+                raise missing(module, attribute, "factory")
         return self._registered(attribute)
 
     def _registered(self, env_id: str) -> tuple[Callable[..., Any], Callable[..., Any], frozenset[str]]:

@@ -30,7 +30,7 @@ from greenroom.health.world import (
     RewardShift,
     StandStill,
 )
-from greenroom.imports import module_of
+from greenroom.imports import missing, module_of
 
 ENTRY_POINTS = "greenroom.checks"
 """The group of entry points under which installed packages bring checks of their own."""
@@ -200,7 +200,10 @@ def own_checks(given: tuple[str, ...], otherwise: Action) -> list[Watched]:
 
 
 def _named(name: str, known: list[str]) -> Any:
-    module, colon, attribute = name.partition(":")
+    place, colon, attribute = name.partition(":")
     if not colon:
         raise UserError(f"--check: no installed check {name!r}{nearest(name, known)}, or give package.module:function")
-    return getattr(module_of(module, f"--check {name}"), attribute)
+    module = module_of(place, f"--check {name}")
+    if not hasattr(module, attribute):
+        raise missing(module, attribute, "function")
+    return getattr(module, attribute)
