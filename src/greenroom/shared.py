@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-class Place(NamedTuple):
+class Address(NamedTuple):
     """Where a tensor lies."""
 
     offset: int
@@ -41,7 +41,7 @@ class SharedMemory:
         self._descriptor = descriptor
         self._blocks: dict[int, tuple[int, Tensor]] = {}
         """Address → offset in the file, and bytes: as far as they are mapped here."""
-        self._known: dict[Place, Tensor] = {}
+        self._known: dict[Address, Tensor] = {}
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A new tensor. Its memory is given back when no process holds the file any longer."""
@@ -65,21 +65,21 @@ class SharedMemory:
         """What was packed, in this process or another one. Tensors that were pointed to are the shared ones."""
         return _Unpacker(io.BytesIO(packed), self).load()
 
-    def place_of(self, tensor: Tensor) -> Place | None:
+    def address_of(self, tensor: Tensor) -> Address | None:
         """Where it lies; None: not here."""
         found = self._blocks.get(tensor.untyped_storage().data_ptr())
         if found is None:
             return None
         offset, block = found
         start = int(tensor.storage_offset())
-        return Place(offset, len(block), tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()), start)
+        return Address(offset, len(block), tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()), start)
 
-    def at(self, place: Place) -> Tensor:
+    def at(self, address: Address) -> Tensor:
         """The tensor that lies there, each time the same object."""
-        if place not in self._known:
-            block = self._mapped(place.offset, place.size).view(place.dtype)
-            self._known[place] = block.as_strided(place.shape, place.strides, place.start)
-        return self._known[place]
+        if address not in self._known:
+            block = self._mapped(address.offset, address.size).view(address.dtype)
+            self._known[address] = block.as_strided(address.shape, address.strides, address.start)
+        return self._known[address]
 
 
 class _Packer(pickle.Pickler):
@@ -91,10 +91,10 @@ class _Packer(pickle.Pickler):
         """Of a tensor. Other ones go as numpy's: torch's own way takes tens of times as long for a small one."""
         if type(obj) is not Tensor or obj.device.type != "cpu":
             return None
-        place = self._memory.place_of(obj)
-        if place is None and obj.dtype is not torch.bfloat16:  # which numpy does not have
+        address = self._memory.address_of(obj)
+        if address is None and obj.dtype is not torch.bfloat16:  # which numpy does not have
             return obj.detach().numpy()
-        return place
+        return address
 
 
 class _Unpacker(pickle.Unpickler):
@@ -104,4 +104,4 @@ class _Unpacker(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Tensor:
         """What `_Packer.persistent_id` stands for."""
-        return self._memory.at(pid) if isinstance(pid, Place) else torch.from_numpy(pid)
+        return self._memory.at(pid) if isinstance(pid, Address) else torch.from_numpy(pid)
