@@ -11,9 +11,9 @@ import numpy as np
 
 from greenroom.errors import UserError
 
-ATOMS: tuple[type, ...] = (type(None), bool, int, float, str)
+ATOMS = (type(None), bool, int, float, str)
 """Types that are plain values already."""
-SEQUENCES: tuple[type, ...] = (list, tuple, set, frozenset, collections.deque)
+SEQUENCES = (list, tuple, set, frozenset, collections.deque)
 """Types that hold parts, and have no names for them."""
 _POINTER = tuple.__itemsize__
 
