@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from greenroom.networks import Mlp
 from greenroom.overlap import Overlapped
 from greenroom.policy import PolicyConfig
 from greenroom.shared import SharedMemory
+from greenroom.spec import ArraySpec
 from greenroom.training import Run, train
 from greenroom.types import Decision
 
@@ -94,6 +96,16 @@ def test_other_tensors_are_sent_whole(memories: tuple[SharedMemory, SharedMemory
 
 def parameters(run: Run) -> list[Tensor]:
     return [part.clone() for part in run.algorithm.policy.state_dict().values()]
+
+
+def test_many_tensors_need_few_descriptors(memories: tuple[SharedMemory, SharedMemory]) -> None:
+    ours, theirs = memories
+    before = len(os.listdir("/proc/self/fd"))
+    tensors = [ours.empty((1000, 7), torch.float32).fill_(number) for number in range(2000)]  # 56 MB
+    found = theirs.unpack(ours.pack(tensors))
+    assert len(os.listdir("/proc/self/fd")) - before < 20
+    assert all(torch.equal(*pair) for pair in zip(tensors, found, strict=True))
+    assert len({tensor.data_ptr() % 64 for tensor in tensors}) == 1
 
 
 @pytest.mark.parametrize(
@@ -229,6 +241,67 @@ def test_other_errors_arrive_as_well_as_they_can(error: Exception, kind: type[Ex
         source.close()
 
 
+class Wide(ScriptedEnvironment):
+    """Every step ends an episode, with more to say of it than the line holds; tells when it is closed."""
+
+    file = ""
+
+    def __init__(self) -> None:
+        super().__init__([0, 1], [1, 1])
+        self._final_obs, self._obs = torch.zeros(2, 100_000), torch.zeros(2, 100_000)
+        self.spec = dataclasses.replace(self.spec, obs=ArraySpec(shape=(100_000,)))
+
+    def _observe(self) -> Tensor:
+        return self._obs.zero_()
+
+    def close(self) -> None:
+        Path(self.file).write_text("closed")
+
+
+def test_whoever_closes_need_not_read_the_last_answer(tmp_path: Path) -> None:
+    env = Wide()
+    env.file = str(tmp_path / "told")
+    source = started(env)
+    next(source)  # another one is ordered, and its 3 MB will not be read
+    time.sleep(0.5)
+    begin = time.monotonic()
+    source.close()
+    assert time.monotonic() - begin < 5.0
+    assert isinstance(source.place, Backstage)
+    assert source.place._process.returncode == 0
+    assert (tmp_path / "told").read_text() == "closed"
+
+
+def test_a_deep_queue_is_ordered_bit_by_bit() -> None:
+    env = Wide()
+    env.file = os.devnull
+    place = Backstage(partial(only, env), quiet)
+    place.enter(collector, Plain(), lag=60)  # type: ignore[arg-type]  # it only acts
+    source = Overlapped(place, lag=60, device=torch.device("cpu"))
+    versions = []
+    for update in range(64):
+        versions.append(next(source).version)
+        source.version = update + 1
+        assert place._sent <= backstage._AHEAD
+        assert place.ordered == 60
+    assert versions == [0] * 61 + [1, 2, 3]
+    source.close()
+
+
+def test_an_answer_that_cannot_be_sent_does_not_end_in_silence() -> None:
+    source = started(ScriptedEnvironment([0], [3]))
+    source_place = source.place
+    assert isinstance(source_place, Backstage)
+    with pytest.raises(TypeError, match="cannot pickle"):
+        source_place.within(_lock)
+    assert source_place.within(type) is Collector
+    source.close()
+
+
+def _lock(collector: Collector) -> Any:
+    return threading.Lock()
+
+
 def test_a_killed_process_is_noticed_and_named() -> None:
     source = started(ScriptedEnvironment([0], [3]))
     next(source)
@@ -277,12 +350,17 @@ def test_nothing_is_left_of_a_run_that_cannot_begin(change: dict[str, Any]) -> N
 
 SCRIPT = textwrap.dedent(
     """
-    import gymnasium, torch
+    import gymnasium, signal, subprocess, sys, torch
     from greenroom.algorithms.actor_critic import A2CConfig
     from greenroom.config import RunConfig
     from greenroom.training import Run, train
 
     class Mine(gymnasium.Env):  # lives in __main__, and there is no main guard
+        def __init__(self):
+            self.simulator = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        def close(self):
+            self.simulator.terminate()
+            assert self.simulator.wait(10) == -signal.SIGTERM
         observation_space = gymnasium.spaces.Box(0, 1, (1,))
         action_space = gymnasium.spaces.Discrete(2)
         def reset(self, *, seed=None, options=None):
@@ -290,7 +368,8 @@ SCRIPT = textwrap.dedent(
         def step(self, action):
             return [0.25], 2.0, False, False, {}
 
-    config = RunConfig(env=Mine, num_envs=2, rollout_length=2, total_steps=12, collect="overlap", device="cpu",
+    gymnasium.register("Mine-v0", Mine)  # which nobody does elsewhere
+    config = RunConfig(env=ENV, num_envs=2, rollout_length=2, total_steps=12, collect="overlap", device="cpu",
                        stage="inline", algorithm=A2CConfig())
     run = Run(config)
     print([progress.rollout.reward.sum().item() for progress in train(run)])
@@ -299,10 +378,11 @@ SCRIPT = textwrap.dedent(
 )
 
 
-def test_scripts_without_a_main_guard_work() -> None:
+@pytest.mark.parametrize("env", ["Mine", "'Mine-v0'"])
+def test_scripts_without_a_main_guard_work(env: str) -> None:
     paths = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", SCRIPT.replace("ENV,", f"{env},")],
         capture_output=True,
         text=True,
         timeout=60,

@@ -1,7 +1,7 @@
 """Collecting in a process of its own, on a processor: two threads would take turns in Python, two processes do not.
 
-The collector, its environments and a copy of the policy live in a child. Weights, and all of a rollout but what ended
-in it, lie in memory that both processes map; a message says which. The child does what it is told in turn.
+The collector, its environments and a copy of the policy live in a child. Weights, and what is large in a rollout, lie
+in memory that both processes map; a message says where. The child does what it is told in turn.
 """
 
 from __future__ import annotations
@@ -37,13 +37,15 @@ from greenroom.types import Rollout
 Say = Callable[[str], None]
 _GOODBYE_SECONDS = 10.0
 """For the rollout that is being collected, and for closing the environments; then the process is killed."""
+_AHEAD = 16
+"""Orders that are with the child at a time. All fit into the line, while nobody reads what it answers."""
 
 
 class MakeCollector(Protocol):
     """What builds a collector, given by the caller."""
 
     def __call__(self, groups: list[Environment], policy: Policy, *, memories: int, empty: Empty) -> Collector:
-        """Of environments that become its own to close; it writes rollouts into what `empty` makes."""
+        """Of environments that somebody else closes; it writes rollouts into what `empty` makes."""
         ...
 
 
@@ -60,13 +62,17 @@ class Backstage:
 
     def __init__(self, make_groups: Callable[[Say], list[Environment]], say: Say) -> None:
         self.time_split: dict[str, float] = {}
-        self._say, self._orders, self._owed = say, 0, 0
+        self._say, self._orders = say, 0
+        self._unsent: deque[tuple[int, int]] = deque()
+        """Versions and turns of orders that the child has not been told."""
+        self._sent = 0
+        """Orders that it has been told and not answered."""
         descriptor = anonymous_file()
         self._memory = SharedMemory(descriptor)
         self._process, self._line = hire("greenroom.backstage", descriptor)
         self._dismiss = weakref.finalize(self, _dismiss, self._process, self._line, descriptor)
         try:
-            self.spec: EnvSpec = self._ask("build", _portable(make_groups, "the environment"))
+            self.spec: EnvSpec = self._ask("build", _portable(make_groups, "the run's configuration"))
         except BaseException:
             self.close()
             raise
@@ -76,22 +82,39 @@ class Backstage:
         self._learned = tensors_of(policy)
         # Written for one order while the child may still read those of `lag` others.
         self._weights = [[self._shared(part) for part in self._learned] for _ in range(lag + 1)]
-        maker, actor = _portable(make_collector, "the collector"), _portable(policy, "the policy")
+        maker, actor = _portable(make_collector, "the run's configuration"), _portable(policy, "the policy")
         self._ask("enter", maker, actor, self._memory.pack(self._weights))
 
     def _shared(self, part: Tensor) -> Tensor:
         return self._memory.empty(part.shape, part.dtype)
 
+    @property
+    def ordered(self) -> int:
+        """See `overlap.Place`."""
+        return self._sent + len(self._unsent)
+
     def order(self, version: int) -> None:
         """See `overlap.Place`."""
         turn = self._orders % len(self._weights)
         load(self._learned, self._weights[turn])
-        self._tell("collect", version, turn)
+        self._unsent.append((version, turn))
         self._orders += 1
+        self._send()
+
+    def _send(self) -> None:
+        while self._unsent and self._sent < _AHEAD:
+            self._tell("collect", *self._unsent.popleft())
+            self._sent += 1
 
     def take(self) -> Rollout:
         """See `overlap.Place`."""
-        rollout: Rollout = self._answer()
+        try:
+            rollout: Rollout = self._answer()
+        except Exception:  # this was the answer, while an interruption leaves it to come
+            self._sent -= 1
+            raise
+        self._sent -= 1
+        self._send()
         return rollout
 
     @property
@@ -115,7 +138,7 @@ class Backstage:
 
     def within(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """What `function(collector, *arguments)` returns there; nothing may be ordered and not taken."""
-        assert not self._owed, "the next answer would be a rollout"
+        assert not self.ordered, "the next answer would be a rollout"
         return self._ask("call", self._memory.pack((function, arguments)))
 
     def close(self) -> None:
@@ -127,17 +150,16 @@ class Backstage:
         return self._answer()
 
     def _tell(self, name: str, *arguments: Any) -> None:
-        self._owed += 1
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `_answer` finds out why
             self._line.frame(CALL, (name, arguments))
 
     def _answer(self) -> Any:
-        tag = self._line.read_tag()  # who is interrupted while he waits can ask again
-        self._owed -= 1
-        try:
-            answer, said, self.time_split = self._memory.unpack(self._line.read_frame() if tag else b"")
-        except (EOFError, OSError):
-            raise self._death() from None
+        tag, packed = self._line.read_tag(), None
+        with contextlib.suppress(EOFError, OSError):
+            packed = self._line.read_frame() if tag else None
+        if packed is None:
+            raise self._death()
+        answer, said, self.time_split = self._memory.unpack(packed)
         for line in said:
             self._say(line)
         if tag == FAULT:
@@ -155,6 +177,7 @@ class Backstage:
 
 def _dismiss(process: subprocess.Popen[bytes], line: Line, descriptor: int) -> None:
     with contextlib.suppress(OSError):
+        line.deafen()  # or it might wait for ever until somebody reads its last answer
         line.tag(CLOSE)
     try:
         process.wait(_GOODBYE_SECONDS)
@@ -172,7 +195,7 @@ def _portable(thing: Any, what: str) -> bytes:
     except Exception as error:
         raise UserError(
             f"{what} cannot be sent to another process, as --collect overlap does: {error}; give what is your own as "
-            "package.module:name, or leave --collect out"
+            "package.module:name, or collect in turn (--collect sync)"
         ) from error
 
 
@@ -203,7 +226,7 @@ class _Service:
         self._line, self._memory = line, memory
         self._poll = select.poll()
         self._poll.register(line.descriptor, select.POLLIN)
-        self._said: list[str] = []
+        self._said: deque[str] = deque()
         self._groups: list[Environment] = []
         self._collector: Collector | None = None
         self._acted: Sequence[Tensor] = ()
@@ -225,12 +248,16 @@ class _Service:
                 told.append(self._line.read_frame())
             name, arguments = told.popleft()
             try:
-                tag, answer = ANSWER, calls[name](*arguments)
+                tag, answer = ANSWER, self._packed(calls[name](*arguments))
             except Exception as error:
-                tag, answer = FAULT, _sendable(error)
-            said, self._said = self._said, []
-            split = {} if self._collector is None else self._collector.time_split
-            self._line.frame(tag, self._memory.pack((answer, said, split)))
+                tag, answer = FAULT, self._packed(_sendable(error))
+            self._line.frame(tag, answer)
+
+    def _packed(self, answer: Any) -> bytes:
+        """An answer, what was said meanwhile, and how the time was spent."""
+        said = [self._said.popleft() for _ in range(len(self._said))]
+        split = {} if self._collector is None else self._collector.time_split
+        return self._memory.pack((answer, said, split))
 
     def close(self) -> None:
         for group in self._groups:

@@ -85,12 +85,20 @@ class Place(Protocol):
         """Seconds that collecting has spent in `env` and `act`, up to some moment not before the last `take`."""
         ...
 
+    @property
+    def ordered(self) -> int:
+        """Rollouts that have been ordered and not taken."""
+        ...
+
     def order(self, version: int) -> None:
         """One more rollout, by the learner's weights as they are now: those after so many updates."""
         ...
 
     def take(self) -> Rollout:
-        """Wait for the oldest rollout that was ordered and not taken; raises what went wrong with it."""
+        """Wait for the oldest rollout that was ordered and not taken; raises what went wrong with it.
+
+        Who is interrupted while he waits can ask again.
+        """
         ...
 
     # What follows is asked for only while nothing is ordered.
@@ -130,8 +138,6 @@ class Overlapped:
     def __init__(self, place: Place, *, lag: int, device: torch.device) -> None:
         self.place, self.version, self.lag, self.device = place, 0, lag, device
         self._waited = 0.0
-        self._ordered = 0
-        """Rollouts that have been ordered and not taken."""
         self._waiting: deque[Rollout] = deque()
         """Rollouts that have been taken and wait for the learner: older than what is ordered."""
         self._threads = torch.get_num_threads()
@@ -144,27 +150,18 @@ class Overlapped:
 
     def __next__(self) -> Rollout:
         """Order the rollout that the weights as they are will act for, and wait for the oldest one."""
-        while len(self._waiting) + self._ordered <= self.lag:
+        while len(self._waiting) + self.place.ordered <= self.lag:
             self.place.order(self.version)
-            self._ordered += 1
         start = time.perf_counter()
         if not self._waiting:
-            self._take()
+            self._waiting.append(self.place.take())
         self._waited += time.perf_counter() - start
         return self._waiting.popleft()
 
-    def _take(self) -> None:
-        try:
-            self._waiting.append(self.place.take())
-        except Exception:  # this was the answer, while an interruption leaves it to come
-            self._ordered -= 1
-            raise
-        self._ordered -= 1
-
     def settle(self) -> None:
         """Wait until all that was ordered is collected."""
-        while self._ordered:
-            self._take()
+        while self.place.ordered:
+            self._waiting.append(self.place.take())
 
     @property
     def can_snapshot(self) -> bool:
@@ -186,9 +183,9 @@ class Overlapped:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`. What is being collected meanwhile is dropped."""
-        while self._ordered:
+        while self.place.ordered:
             with contextlib.suppress(Exception):  # whatever went wrong, it no longer counts
-                self._take()
+                self.place.take()
         self.place.load_state_dict(state["collector"])
         self.version = state["version"]
         self._waiting = deque(_from_dict(saved, self.device) for saved in state["queue"])
@@ -224,6 +221,11 @@ class Thread:
         """Up to now."""
         return self.collector.time_split
 
+    @property
+    def ordered(self) -> int:
+        """See `Place`."""
+        return len(self._orders)
+
     def order(self, version: int) -> None:
         """See `Place`."""
         weights = [part.detach().clone() for part in self._learned]
@@ -232,7 +234,7 @@ class Thread:
 
     def take(self) -> Rollout:
         """See `Place`."""
-        wait(list(self._orders)[:1])  # who is interrupted here can ask again
+        wait(list(self._orders)[:1])  # interrupted here, the order still stands
         rollout, mark = self._orders.popleft().result()
         self._lane.join(mark, _tensors_in(rollout))
         return rollout

@@ -63,7 +63,7 @@ def recording(run: Run, path: Path) -> Iterator[None]:
     learning, source = (run.algorithm, "learn", "learn"), run.collector
     place = source.place if isinstance(source, Overlapped) else None
     if isinstance(source, Overlapped) and isinstance(place, Backstage):
-        beside = path.with_name(f".{path.name}.collecting")
+        beside = path.absolute().with_name(f".{path.name}.collecting")
         with _joined(path, beside), _recorded([learning], path), _recorded_apart(source, place, beside):
             yield
         return
@@ -128,14 +128,16 @@ def _joined(path: Path, other: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if other.exists():
+        if path.exists() and other.exists():
             trace, more = json.loads(path.read_text()), json.loads(other.read_text())
-            later = (more["baseTimeNanoseconds"] - trace["baseTimeNanoseconds"]) / 1e3
+            # Since when times are counted: the same in both, where torch says nothing of it.
+            later = (more.get("baseTimeNanoseconds", 0) - trace.get("baseTimeNanoseconds", 0)) / 1e3
             for event in more["traceEvents"]:
                 event["ts"] += later
             trace["traceEvents"] += more["traceEvents"]
             other.write_text(json.dumps(trace))
             os.replace(other, path)
+        other.unlink(missing_ok=True)
 
 
 def _write(trace: profile, path: Path) -> None:

@@ -13,6 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+_LINE = 64
+"""Bytes of a cache line: no two tensors share one."""
+_LEAST = 2**20
+"""Bytes of a block. Each is at least twice as large as the one before: a block needs a descriptor, and only what is
+written to needs memory."""
+
 
 class Address(NamedTuple):
     """Where a tensor lies."""
@@ -39,21 +45,32 @@ class SharedMemory:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._blocks: dict[int, tuple[int, Tensor]] = {}
-        """Address → offset in the file, and bytes: as far as they are mapped here."""
+        self._blocks: dict[int, Tensor] = {}
+        """Offset in the file → bytes, as far as they are mapped here …"""
+        self._offsets: dict[int, int] = {}
+        """… and where in this process they begin → offset."""
         self._known: dict[Address, Tensor] = {}
+        self._own, self._used = torch.empty(0, dtype=torch.uint8), 0
+        """The block that new tensors go to, and how much of it they have."""
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A new tensor. Its memory is given back when no process holds the file any longer."""
-        count = math.prod(shape)
-        offset, size = os.fstat(self._descriptor).st_size, max(1, count) * dtype.itemsize
-        os.ftruncate(self._descriptor, offset + -(-size // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY)
-        return self._mapped(offset, size).view(dtype)[:count].view(tuple(shape))
+        size = math.prod(shape) * dtype.itemsize
+        if self._used + size > len(self._own):
+            offset = os.fstat(self._descriptor).st_size
+            wanted = max(size, _LEAST, 2 * len(self._own))
+            length = -(-wanted // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+            os.ftruncate(self._descriptor, offset + length)
+            self._own, self._used = self._mapped(offset, length), 0
+        part = self._own[self._used : self._used + size]
+        self._used += -(-size // _LINE) * _LINE
+        return part.view(dtype).view(tuple(shape))
 
     def _mapped(self, offset: int, size: int) -> Tensor:
-        block = torch.frombuffer(mmap.mmap(self._descriptor, size, offset=offset), dtype=torch.uint8)
-        self._blocks[block.data_ptr()] = offset, block
-        return block
+        if offset not in self._blocks:
+            block = torch.frombuffer(mmap.mmap(self._descriptor, size, offset=offset), dtype=torch.uint8)
+            self._blocks[offset], self._offsets[block.data_ptr()] = block, offset
+        return self._blocks[offset]
 
     def pack(self, message: Any) -> bytes:
         """`message` as bytes for `unpack`: tensors that lie here, or are views of such, are not copied."""
@@ -67,12 +84,13 @@ class SharedMemory:
 
     def address_of(self, tensor: Tensor) -> Address | None:
         """Where it lies; None: not here."""
-        found = self._blocks.get(tensor.untyped_storage().data_ptr())
-        if found is None:
+        offset = self._offsets.get(tensor.untyped_storage().data_ptr())
+        if offset is None:
             return None
-        offset, block = found
         start = int(tensor.storage_offset())
-        return Address(offset, len(block), tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()), start)
+        return Address(
+            offset, len(self._blocks[offset]), tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()), start
+        )
 
     def at(self, address: Address) -> Tensor:
         """The tensor that lies there, each time the same object."""

@@ -15,6 +15,7 @@ from greenroom.backstage import Backstage
 from greenroom.compiling import CompiledActor, compile_marked
 from greenroom.config import RunConfig
 from greenroom.envs.base import Environment
+from greenroom.envs.factory import Factory
 from greenroom.errors import UserError
 from greenroom.networks import Impala, Nature, Nips
 from greenroom.overlap import Overlapped, Thread
@@ -121,7 +122,6 @@ def train(run: Run) -> Iterator[Progress]:
 def make_groups(config: RunConfig, device: torch.device, say: Say) -> list[Environment]:
     """The environments that a run acts in: one group, or two that take turns."""
     count = 2 if config.collect == "double" else 1
-    taken = 1 if config.collect == "overlap" else 0  # by the learner, at least
     groups: list[Environment] = []
     try:
         for number in range(count):
@@ -136,7 +136,7 @@ def make_groups(config: RunConfig, device: torch.device, say: Say) -> list[Envir
                     faults=config.faults,
                     say=say if number == 0 else lambda line: None,
                     alert=say,
-                    taken_cores=taken,
+                    taken_cores=taken_cores(config),
                 )
             )
     except BaseException:
@@ -144,6 +144,11 @@ def make_groups(config: RunConfig, device: torch.device, say: Say) -> list[Envir
             group.close()
         raise
     return groups
+
+
+def taken_cores(config: RunConfig) -> int:
+    """Cores that a run keeps busy while its environments are stepped: one for the learner, at least."""
+    return 1 if config.collect == "overlap" else 0
 
 
 def make_policy(config: RunConfig, spec: EnvSpec, device: torch.device, say: Say) -> Any:
@@ -168,14 +173,20 @@ class Here:
 
 def make_world(config: RunConfig, device: torch.device, say: Say) -> Here | Backstage:
     """The environments of a run, here or where they are collected from beside a learner on this processor."""
-    build = partial(make_groups, config, device)
-    return Backstage(build, say) if config.collect == "overlap" and device.type == "cpu" else Here(build(say))
+    if config.collect == "overlap" and device.type == "cpu":
+        return Backstage(partial(_make_registered, Factory(env=config.env), config, device), say)
+    return Here(make_groups(config, device, say))
+
+
+def _make_registered(known: Factory, config: RunConfig, device: torch.device, say: Say) -> list[Environment]:
+    """`make_groups` in a process where `known`, in coming, has registered the environment."""
+    return make_groups(config, device, say)
 
 
 def make_collector(
     config: RunConfig, device: torch.device, groups: list[Environment], policy: Policy, *, memories: int, empty: Empty
 ) -> Collector:
-    """What acts in the environments, in which process ever."""
+    """What acts in the environments, in whichever process they are."""
     return Collector(
         groups,
         CompiledActor(policy) if config.compile and device.type != "cpu" else policy,

@@ -81,13 +81,14 @@ def _become_trainer(order: dict[str, Any]) -> None:
 def _tell_when_noticed() -> None:
     """The error of a dead worker waits until the others are gone; say, besides, when it was first noticed."""
     crew: Any = sys.modules["greenroom.envs.crew"]
+    backstage: Any = sys.modules["greenroom.backstage"]
     plain = crew.manner_of
 
     def noted(code: int) -> Any:
         os.write(2, f"{NOTICED}{time.monotonic()}\n".encode())
         return plain(code)
 
-    crew.manner_of = noted
+    crew.manner_of = backstage.manner_of = noted
 
 
 def _obey_permissions() -> None:

@@ -21,7 +21,7 @@ from greenroom.envs.choose import choose
 from greenroom.errors import UserError
 from greenroom.machine import available_cores
 from greenroom.measure import Rate, bound, say_nothing
-from greenroom.training import Say
+from greenroom.training import Say, taken_cores
 
 _SEARCH_ENDS = 0.5
 """Share of the time given after which no further kind of setting is tried."""
@@ -233,7 +233,8 @@ def _resolved(config: RunConfig) -> tuple[RunConfig, str]:
     """The run with a particular stage in place of `auto`, and what people call it."""
     groups = 2 if config.collect == "double" else 1
     num_envs, workers = config.num_envs // groups, config.num_workers or None
-    chosen = choose(config.env, num_envs, config.stage, workers, config.env_kwargs, config.faults)
+    taken = taken_cores(config)
+    chosen = choose(config.env, num_envs, config.stage, workers, config.env_kwargs, config.faults, taken)
     if chosen.stage in ("native", "device"):
         return config, chosen.title
     number = 0 if chosen.stage == "inline" else chosen.num_workers

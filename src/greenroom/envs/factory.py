@@ -27,10 +27,24 @@ _EXTRAS = ("box2d", "mujoco")  # of greenroom, called as Gymnasium calls its own
 
 @dataclass(frozen=True, kw_only=True)
 class Factory:
-    """Builds one kind of environment, as often as asked, in whichever process."""
+    """Builds one kind of environment, as often as asked, in whichever process.
+
+    Into another process it takes along what Gymnasium knows of the id: nobody may have registered it there.
+    """
 
     env: Source
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Its fields, and the registration."""
+        return vars(self) | {"registered": gymnasium.registry.get(self.env) if isinstance(self.env, str) else None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The fields; what is registered here already stays."""
+        registered = state.pop("registered")
+        vars(self).update(state)
+        if registered is not None:
+            gymnasium.registry.setdefault(registered.id, registered)
 
     @property
     def name(self) -> str:

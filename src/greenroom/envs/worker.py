@@ -15,6 +15,7 @@ import os
 import pickle
 import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -59,6 +60,11 @@ class Line:
     def read_frame(self) -> Any:
         """The values that follow a tag."""
         return self._connection.recv()
+
+    def deafen(self) -> None:
+        """Read no more: who is writing to us, or will, is told that nobody listens; we may still write."""
+        with socket.socket(fileno=os.dup(self.descriptor)) as ours:
+            ours.shutdown(socket.SHUT_RD)
 
     def close(self) -> None:
         """Hang up."""
@@ -188,9 +194,10 @@ def obey(descriptor: int, parent: int, tied: bool) -> Line:
         parent: Process id of the parent.
         tied: Whether the kernel may end this process with the parent's thread that started it.
     """
-    # What a terminal or a cluster tells the whole group of processes is for the parent to act upon.
+    # What a terminal or a cluster tells the whole group of processes is for the parent to act upon. Not `SIG_IGN`: what
+    # an environment starts as a process of its own would inherit it, and could not be told to end.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda number, frame: None)
     if tied and sys.platform == "linux":
         # The signal comes when the *thread* that started this process ends, so only a main thread may ask for it.
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
