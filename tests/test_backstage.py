@@ -164,6 +164,28 @@ def _pid_of(source: Overlapped) -> int:
     return source.place._process.pid
 
 
+class Aliased(Plain):
+    """Acts by an attribute that lies in its parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat = torch.nn.Parameter(torch.zeros(4))
+        self.first = self.flat.data[:1]
+
+    def act(self, obs: Any, state: Any, generator: Any) -> Decision:
+        return Decision(action=torch.arange(len(obs)), extras={"first": self.first.expand(len(obs))}, state={})
+
+
+def test_what_shares_memory_with_a_parameter_moves_with_it() -> None:
+    policy = Aliased()
+    place = Backstage(partial(only, ScriptedEnvironment([0, 1], [2, 3])), quiet)
+    place.enter(collector, policy, lag=1)  # type: ignore[arg-type]  # it only acts
+    policy.flat.data.fill_(3.0)
+    place.order(1)
+    assert place.take().extras["first"].unique().tolist() == [3.0]
+    place.close()
+
+
 def test_news_from_there_are_heard_here() -> None:
     said: list[str] = []
     source = started(ScriptedEnvironment([0], [3]), said.append)
@@ -325,7 +347,7 @@ def test_questions_come_after_all_rollouts() -> None:
 
 def test_what_cannot_be_sent_is_refused_with_a_remedy() -> None:
     lock = threading.Lock()
-    with pytest.raises(UserError, match=r"the environment cannot be sent .* package\.module:name"):
+    with pytest.raises(UserError, match=r"configuration cannot be sent .* package\.module:name"):
         Backstage(lambda say: [lock], quiet)  # type: ignore[list-item]
 
 

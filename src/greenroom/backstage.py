@@ -7,6 +7,7 @@ in memory that both processes map; a message says where. The child does what it 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
 import select
@@ -82,7 +83,7 @@ class Backstage:
         self._learned = tensors_of(policy)
         # Written for one order while the child may still read those of `lag` others.
         self._weights = [[self._shared(part) for part in self._learned] for _ in range(lag + 1)]
-        maker, actor = _portable(make_collector, "the run's configuration"), _portable(policy, "the policy")
+        maker, actor = _portable(make_collector, "the run's configuration"), _portable(policy, "the policy", _dump)
         self._ask("enter", maker, actor, self._memory.pack(self._weights))
 
     def _shared(self, part: Tensor) -> Tensor:
@@ -188,10 +189,17 @@ def _dismiss(process: subprocess.Popen[bytes], line: Line, descriptor: int) -> N
     os.close(descriptor)
 
 
-def _portable(thing: Any, what: str) -> bytes:
+def _dump(policy: Policy) -> bytes:
+    """By way of torch, so that tensors which share memory do so in the copy, too."""
+    written = io.BytesIO()
+    torch.save(policy, written, pickle_module=cloudpickle)
+    return written.getvalue()
+
+
+def _portable(thing: Any, what: str, dump: Callable[[Any], bytes] = cloudpickle.dumps) -> bytes:
     """For another process; classes and functions of a notebook or script travel with their code."""
     try:
-        return bytes(cloudpickle.dumps(thing))
+        return dump(thing)
     except Exception as error:
         raise UserError(
             f"{what} cannot be sent to another process, as --collect overlap does: {error}; give what is your own as "
@@ -268,7 +276,7 @@ class _Service:
         return self._groups[0].spec
 
     def _enter(self, make_collector: bytes, policy: bytes, weights: bytes) -> None:
-        acting = pickle.loads(policy)
+        acting = torch.load(io.BytesIO(policy), weights_only=False)  # our parent's own
         self._acted, self._weights = tensors_of(acting), self._memory.unpack(weights)
         memories = len(self._weights)  # one rollout is with the learner while the others are collected or wait
         make = pickle.loads(make_collector)

@@ -87,10 +87,8 @@ class SharedMemory:
         offset = self._offsets.get(tensor.untyped_storage().data_ptr())
         if offset is None:
             return None
-        start = int(tensor.storage_offset())
-        return Address(
-            offset, len(self._blocks[offset]), tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()), start
-        )
+        shape, strides, start = tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset())
+        return Address(offset, len(self._blocks[offset]), tensor.dtype, shape, strides, start)
 
     def at(self, address: Address) -> Tensor:
         """The tensor that lies there, each time the same object."""
