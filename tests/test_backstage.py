@@ -310,6 +310,21 @@ def test_a_deep_queue_is_ordered_bit_by_bit() -> None:
     source.close()
 
 
+def test_a_deep_queue_of_faults_comes_to_an_end() -> None:
+    env = Raising([0], [3])
+    env.error = ValueError("again")
+    place = Backstage(partial(only, env), quiet)
+    place.enter(collector, Plain(), lag=40)  # type: ignore[arg-type]  # it only acts
+    source = Overlapped(place, lag=40, device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="again"):
+        next(source)
+    for _ in range(40):
+        with pytest.raises((ValueError, AssertionError)):  # the fake does not like it
+            source.settle()
+    assert not place.ordered
+    source.close()
+
+
 def test_an_answer_that_cannot_be_sent_does_not_end_in_silence() -> None:
     source = started(ScriptedEnvironment([0], [3]))
     source_place = source.place

@@ -112,11 +112,14 @@ class Backstage:
         try:
             rollout: Rollout = self._answer()
         except Exception:  # this was the answer, while an interruption leaves it to come
-            self._sent -= 1
+            self._answered()
             raise
+        self._answered()
+        return rollout
+
+    def _answered(self) -> None:
         self._sent -= 1
         self._send()
-        return rollout
 
     @property
     def can_snapshot(self) -> bool:
