@@ -26,19 +26,12 @@ from greenroom.seeding import derive, generator, restore
 from greenroom.types import Decision, Episodes, Obs, Rollout, State, Step, cat_obs, len_obs, map_obs, parts_of, restart
 
 
-class Source(Protocol):
-    """Where the loop gets its rollouts from, whichever way they are collected."""
-
-    version: int
-    """Updates that the learner has done: set by the loop after each."""
+class Collecting(Protocol):
+    """Whatever collects, in one place or another."""
 
     @property
     def time_split(self) -> dict[str, float]:
         """Seconds spent so far in `env`, `act` and `wait`."""
-        ...
-
-    def __next__(self) -> Rollout:
-        """The next rollout; its memory is the source's."""
         ...
 
     @property
@@ -61,6 +54,17 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Close all environments."""
+        ...
+
+
+class Source(Collecting, Protocol):
+    """Where the loop gets its rollouts from, whichever way they are collected."""
+
+    version: int
+    """Updates that the learner has done: set by the loop after each."""
+
+    def __next__(self) -> Rollout:
+        """The next rollout; its memory is the source's."""
         ...
 
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from greenroom.acting import Collector
+from greenroom.acting import Collecting, Collector
 from greenroom.errors import Fault
 from greenroom.policy import Policy
 from greenroom.types import Episodes, Rollout, parts_of
@@ -77,13 +77,12 @@ def _keep(parts: Iterable[Tensor]) -> None:
             part.record_stream(torch.cuda.current_stream(part.device))
 
 
-class Place(Protocol):
-    """Where a collector works beside the learner: it does what is ordered, in turn, with copies of the weights."""
+class Place(Collecting, Protocol):
+    """Where a collector works beside the learner: it does what is ordered, in turn, with copies of the weights.
 
-    @property
-    def time_split(self) -> dict[str, float]:
-        """Seconds that collecting has spent in `env` and `act`, up to some moment not before the last `take`."""
-        ...
+    Its `time_split` is that of some moment not before the last `take`. What else a collector can be asked is asked only
+    while nothing is ordered; to close it needs no waiting.
+    """
 
     @property
     def ordered(self) -> int:
@@ -99,30 +98,6 @@ class Place(Protocol):
 
         Who is interrupted while he waits can ask again.
         """
-        ...
-
-    # What follows is asked for only while nothing is ordered.
-
-    @property
-    def can_snapshot(self) -> bool:
-        """The collector's."""
-        ...
-
-    @property
-    def begun_anew(self) -> str:
-        """The collector's."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """The collector's."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Into the collector."""
-        ...
-
-    def close(self) -> None:
-        """End, without what is still ordered, and close all environments."""
         ...
 
 
