@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from greenroom.envs.base import EpisodeTracker
+from greenroom.acting import Collector, Empty
+from greenroom.envs.base import Environment, EpisodeTracker
 from greenroom.spec import ArraySpec, Discrete, EnvSpec
 from greenroom.types import Decision, Obs, State, Step
 
@@ -119,3 +121,9 @@ class TalkingPolicy:
             drawn = torch.randint(self.spread + 1, (len(obs),), generator=generator)
         extras = {"seen": obs.clone(), "drawn": drawn, "count": state["count"].clone()}
         return Decision(action=greedy + drawn, extras=extras, state={"count": state["count"] + 1})
+
+
+def collector(groups: list[Environment], policy: Any, *, memories: int, empty: Empty) -> Collector:
+    """Rollouts of four steps."""
+    cpu = torch.device("cpu")
+    return Collector(groups, policy, rollout_length=4, seed=0, device=cpu, memories=memories, empty=empty)

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fakes import ScriptedEnvironment
+from fakes import ScriptedEnvironment, collector
 from greenroom import backstage, training
 from greenroom.acting import Collector
 from greenroom.algorithms.ppo import PPOConfig
@@ -142,11 +142,6 @@ def started(env: Environment, say: Callable[[str], None] = quiet) -> Overlapped:
 def only(env: Environment, say: Callable[[str], None]) -> list[Environment]:
     say("there is one")
     return [env]
-
-
-def collector(groups: list[Environment], policy: Any, *, memories: int, empty: Any) -> Collector:
-    cpu = torch.device("cpu")
-    return Collector(groups, policy, rollout_length=4, seed=0, device=cpu, memories=memories, empty=empty)
 
 
 class Plain(torch.nn.Module):

@@ -16,9 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fakes import CopyableEnvironment, ScriptedEnvironment
+from fakes import CopyableEnvironment, ScriptedEnvironment, collector
 from greenroom import overlap
-from greenroom.acting import Collector, Empty
 from greenroom.algorithms.actor_critic import VTraceConfig
 from greenroom.algorithms.ppo import PPOConfig
 from greenroom.backstage import Backstage
@@ -45,11 +44,6 @@ class Weighty(nn.Module):
         assert isinstance(obs, Tensor)
         extras = {"weight": self.weight.detach().expand(len(obs)), "count": state["count"].clone()}
         return Decision(action=torch.arange(len(obs)), extras=extras, state={"count": state["count"] + 1})
-
-
-def collector(groups: list[Environment], policy: Any, *, memories: int, empty: Empty) -> Collector:
-    cpu = torch.device("cpu")
-    return Collector(groups, policy, rollout_length=4, seed=0, device=cpu, memories=memories, empty=empty)
 
 
 def only(env: Environment, say: Callable[[str], None]) -> list[Environment]:

@@ -150,13 +150,14 @@ class Victim:
         number = signal.Signals[how]
         helping = who in (WORKER, COLLECTOR)
         noticed, told, helpers = None, None, trainer.helpers(who) if helping else {}
+        if helping and not helpers:  # they have just ended, with the run
+            self._must_be(trainer, ExitCode.DONE)
+            return None
         began = time.monotonic()
         if helpers:
             pid = self.rng.choice(sorted(helpers))
             os.kill(pid, signal.SIGKILL)
             noticed, told = self._notice(trainer, helpers[pid], began)
-        elif helping:
-            trainer.send(signal.SIGKILL)  # they have just ended, with the run
         else:
             trainer.send(number)
         code = trainer.wait()
