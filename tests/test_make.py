@@ -229,6 +229,13 @@ def test_a_registration_may_bring_the_arguments() -> None:
     assert Factory(env="gym_envs:Furnished-v0").build().unwrapped.parts == [0]  # type: ignore[attr-defined]
 
 
+def test_what_registers_itself_on_import_is_not_registered_twice_in_a_worker(capfd: pytest.CaptureFixture[str]) -> None:
+    environment = make("Furnished-v0", num_envs=2, stage="workers", num_workers=1)  # known here, since it is imported
+    environment.reset(0)
+    environment.close()
+    assert "Overriding" not in capfd.readouterr().err
+
+
 def test_each_environment_has_its_arguments_to_itself() -> None:
     class Handle:
         def __deepcopy__(self, memo: Any) -> Any:

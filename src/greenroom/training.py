@@ -15,7 +15,7 @@ from greenroom.backstage import Backstage
 from greenroom.compiling import CompiledActor, compile_marked
 from greenroom.config import RunConfig
 from greenroom.envs.base import Environment
-from greenroom.envs.factory import Factory
+from greenroom.envs.factory import Registration, register, registration_of
 from greenroom.errors import UserError
 from greenroom.networks import Impala, Nature, Nips
 from greenroom.overlap import Overlapped, Thread
@@ -174,12 +174,13 @@ class Here:
 def make_world(config: RunConfig, device: torch.device, say: Say) -> Here | Backstage:
     """The environments of a run, here or where they are collected from beside a learner on this processor."""
     if config.collect == "overlap" and device.type == "cpu":
-        return Backstage(partial(_make_registered, Factory(env=config.env), config, device), say)
+        return Backstage(partial(_make_known, registration_of(config.env), config, device), say)
     return Here(make_groups(config, device, say))
 
 
-def _make_registered(known: Factory, config: RunConfig, device: torch.device, say: Say) -> list[Environment]:
-    """`make_groups` in a process where `known`, in coming, has registered the environment."""
+def _make_known(known: Registration | None, config: RunConfig, device: torch.device, say: Say) -> list[Environment]:
+    """`make_groups` in a process where nobody else may have registered the environment."""
+    register(known)
     return make_groups(config, device, say)
 
 

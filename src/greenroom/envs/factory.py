@@ -9,10 +9,12 @@ import pkgutil
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
+from gymnasium.envs.registration import EnvSpec
 
 from greenroom.errors import UserError, nearest
 from greenroom.imports import missing, module_of
@@ -20,9 +22,28 @@ from greenroom.imports import missing, module_of
 Source = str | Callable[..., Any]
 """A Gymnasium id, `package.module:factory`, or a callable that returns a `gymnasium.Env`."""
 
+Registration = EnvSpec
+"""What Gymnasium knows of an id."""
+
 _PLUGINS = {"ALE": ("ale_py", "ale-py")}  # namespace of ids → module that registers them, package that provides it
 _MAKE_OPTIONS = frozenset({"max_episode_steps", "render_mode"})  # taken by gymnasium.make itself
 _EXTRAS = ("box2d", "mujoco")  # of greenroom, called as Gymnasium calls its own
+
+
+def registration_of(env: Source) -> Registration | None:
+    """What Gymnasium knows of the id in this process, to be sent to another one; None where nothing is registered."""
+    return gymnasium.registry.get(env) if isinstance(env, str) else None
+
+
+def register(registration: Registration | None) -> None:
+    """Make known here what `registration_of` another process was; what is known already stays."""
+    if registration is None or registration.id in gymnasium.registry:
+        return
+    if isinstance(entry := registration.entry_point, str):
+        # Loading an environment often registers it, and Gymnasium warns of a second time. Building it names what fails.
+        with suppress(Exception):
+            importlib.import_module(entry.partition(":")[0])
+    gymnasium.registry.setdefault(registration.id, registration)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +58,12 @@ class Factory:
 
     def __getstate__(self) -> dict[str, Any]:
         """Its fields, and the registration."""
-        return vars(self) | {"registered": gymnasium.registry.get(self.env) if isinstance(self.env, str) else None}
+        return vars(self) | {"registered": registration_of(self.env)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """The fields; what is registered here already stays."""
-        registered = state.pop("registered")
+        register(state.pop("registered"))
         vars(self).update(state)
-        if registered is not None:
-            gymnasium.registry.setdefault(registered.id, registered)
 
     @property
     def name(self) -> str:
