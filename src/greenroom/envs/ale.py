@@ -25,6 +25,7 @@ from torch import Tensor
 from greenroom.envs.base import EpisodeTracker
 from greenroom.envs.tensors import env_seeds
 from greenroom.errors import UserError, nearest
+from greenroom.machine import one_core_each
 from greenroom.spec import ActionSpec, ArraySpec, Bounded, Discrete, EnvSpec
 from greenroom.types import Step
 
@@ -81,7 +82,8 @@ class AleConfig:
     img_width: int = 84
     """Pixels."""
     thread_affinity_offset: int = -1
-    """First CPU core that the emulator's threads are pinned to, one each; -1 leaves it to the system."""
+    """First CPU core that the emulator's threads are pinned to, one each; with -1 they are where there is one for each
+    core, and fewer go where the system wants them."""
 
     def __post_init__(self) -> None:
         """Refuse values of a wrong type or range."""
@@ -172,27 +174,28 @@ class AleEnvironment:
         from ale_py.vector_env import AtariVectorEnv
 
         try:
-            self._ale: AtariVectorEnv | None = AtariVectorEnv(
-                rom,
-                num_envs,
-                num_threads=num_threads,
-                thread_affinity_offset=config.thread_affinity_offset,
-                max_num_frames_per_episode=NO_CAP,
-                repeat_action_probability=config.repeat_action_probability,
-                full_action_space=config.full_action_space,
-                continuous=config.continuous,
-                continuous_action_threshold=config.continuous_action_threshold,
-                autoreset_mode="SameStep",
-                img_height=config.img_height,
-                img_width=config.img_width,
-                grayscale=config.grayscale,
-                stack_num=config.stack_num,
-                frameskip=config.frameskip,
-                maxpool=config.maxpool,
-                noop_max=config.noop_max + 1,  # the emulator draws from 0 to one less than this
-                reward_clipping=False,
-                use_fire_reset=config.use_fire_reset,
-            )
+            with one_core_each():
+                self._ale: AtariVectorEnv | None = AtariVectorEnv(
+                    rom,
+                    num_envs,
+                    num_threads=num_threads,
+                    thread_affinity_offset=config.thread_affinity_offset,
+                    max_num_frames_per_episode=NO_CAP,
+                    repeat_action_probability=config.repeat_action_probability,
+                    full_action_space=config.full_action_space,
+                    continuous=config.continuous,
+                    continuous_action_threshold=config.continuous_action_threshold,
+                    autoreset_mode="SameStep",
+                    img_height=config.img_height,
+                    img_width=config.img_width,
+                    grayscale=config.grayscale,
+                    stack_num=config.stack_num,
+                    frameskip=config.frameskip,
+                    maxpool=config.maxpool,
+                    noop_max=config.noop_max + 1,  # the emulator draws from 0 to one less than this
+                    reward_clipping=False,
+                    use_fire_reset=config.use_fire_reset,
+                )
         except OSError as error:
             raise UserError(
                 f"{env}: the cartridge {rom}.bin cannot be read ({error}); reinstall ale-py, which brings it, "
