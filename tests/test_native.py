@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -23,14 +22,8 @@ from greenroom.envs.faults import FaultConfig
 from greenroom.envs.native import make_native, native_for
 from greenroom.envs.tensors import env_seeds
 from greenroom.errors import EnvironmentFault, UserError
-from greenroom.machine import available_cores
 from greenroom.spec import ArraySpec, Bounded, Discrete
 from greenroom.types import Obs, Step
-
-
-def affinity(thread: int) -> set[int]:
-    """The cores that a thread may use, no cores where the system does not tell; 0 is the thread that asks."""
-    return os.sched_getaffinity(thread) if hasattr(os, "sched_getaffinity") else set()
 
 
 def ale(game: str, num_envs: int = 2, num_threads: int = 1, **options: object) -> Environment:
@@ -59,18 +52,6 @@ def play(env: Environment, seed: int, steps: int) -> list[Step]:
 def stacked(answers: list[Step], field: Callable[[Step], Tensor]) -> Tensor:
     """`[T, ...]` of one field."""
     return torch.stack([field(step) for step in answers])
-
-
-@pytest.mark.skipif(not 1 < available_cores() == len(affinity(0)), reason="needs Linux and two cores or more")
-def test_emulator_threads_have_a_core_each_where_there_is_one_for_each() -> None:
-    def cores_of(num_threads: int) -> list[set[int]]:
-        before = set(os.listdir("/proc/self/task"))
-        with closing(ale("Pong", num_envs=len(mine) + 1, num_threads=num_threads)):
-            return [affinity(int(thread)) for thread in set(os.listdir("/proc/self/task")) - before]
-
-    mine = affinity(0)
-    assert sorted(cores_of(len(mine)), key=min) == [{core} for core in sorted(mine)]
-    assert cores_of(len(mine) - 1) == [mine] * (len(mine) - 1)
 
 
 def test_ids() -> None:

@@ -1,4 +1,4 @@
-"""What machine is this: processor, cores that are really ours, bf16, GPUs, git commit; and how to get on with it.
+"""What machine is this: processor, cores that are really ours, bf16, GPUs, git commit. It asks and changes nothing.
 
 No host names and no user names: what these functions return may be committed and shared.
 """
@@ -12,7 +12,6 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,31 +56,6 @@ def available_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cgroup_quota()
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
-
-
-@contextlib.contextmanager
-def one_core_each() -> Iterator[None]:
-    """Threads that start within stay each on a core of its own, where there are as many as this process has cores.
-
-    Linux may put two that wake at the same time on one core, because the other has something to do just then, such as
-    a tensor thread that looks for its next task; and there they stay for a while, with the other core idle. Fewer
-    threads than cores go where there is room. On other systems nothing happens.
-    """
-    before = _threads()
-    yield
-    new = sorted(_threads() - before)
-    if len(new) == available_cores() == len(cores := sorted(os.sched_getaffinity(0))):
-        for thread, core in zip(new, cores, strict=True):
-            with contextlib.suppress(OSError):  # it has ended, or the core has been taken from us
-                os.sched_setaffinity(thread, {core})
-
-
-def _threads() -> set[int]:
-    """The system's numbers of this process's threads; none where it does not tell."""
-    try:
-        return {int(name) for name in os.listdir("/proc/self/task")}
-    except OSError:
-        return set()
 
 
 class FreeCores:

@@ -22,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from greenroom.cores import make_room, one_core_each
 from greenroom.envs.base import EpisodeTracker
 from greenroom.envs.tensors import env_seeds
 from greenroom.errors import UserError, nearest
-from greenroom.machine import one_core_each
 from greenroom.spec import ActionSpec, ArraySpec, Bounded, Discrete, EnvSpec
 from greenroom.types import Step
 
@@ -244,6 +244,7 @@ class AleEnvironment:
             raise RuntimeError("recv comes after send")
         self._sent = False
         obs, score, game_over, _, info = self._running.recv()
+        make_room()
         timed_out = ~game_over & (info["episode_frame_number"] >= self._config.max_num_frames_per_episode)
         # A count of 0 before the game is over is the game's last moments, not a life to start again with.
         lost_life = ~game_over & (info["lives"] < self._lives) & (info["lives"] > 0)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from greenroom.cores import make_room
 from greenroom.envs.ale import check_discrete
 from greenroom.envs.base import EpisodeTracker
 from greenroom.envs.faults import BY_DEFAULT, FaultConfig
@@ -144,6 +145,7 @@ class EnvPoolEnvironment:
             raise RuntimeError("recv comes after send")
         self._sent = False
         values, reward, terminated, truncated, info = self._pool.recv()
+        make_room()
         obs = self._obs(values)
         score, ended = reward, terminated | truncated
         if "terminated" in info and "lives" in info:  # Atari: episodes and returns are whole games, scores unclipped

@@ -18,6 +18,7 @@ import cloudpickle
 import torch
 from torch import Tensor
 
+from greenroom.cores import make_room
 from greenroom.envs.board import Board, board_bytes
 from greenroom.envs.crew import Crew, WorkerLost
 from greenroom.envs.factory import Factory, Source
@@ -155,6 +156,7 @@ class WorkersEnvironment:
         if not self._sent:
             raise RuntimeError("recv comes after send")
         self._wait()
+        make_room()
         self._sent = False
         faults, self._mended = self._mended, []
         return self._tensors.step(faults)
