@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -98,6 +101,7 @@ class Broken(A2CConfig):
 @pytest.mark.parametrize(("slower", "told"), [(0.5, False), (30.0, True)])
 def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch, slower: float, told: bool) -> None:
     monkeypatch.setattr("greenroom.training.crowding", lambda threads: slower)
+    monkeypatch.setattr("greenroom._torch_came_first", False)
     said: list[str] = []
     net = policy(VECTOR)
     with limited(2):
@@ -110,6 +114,32 @@ def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch, slower: float, 
         if told
         else []
     )  # fmt: skip
+
+
+def test_torch_before_greenroom_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("greenroom.training.crowding", lambda threads: 1.0)
+    monkeypatch.setattr("greenroom._torch_came_first", True)
+    said: list[str] = []
+    net = policy(VECTOR)
+    with limited(2):
+        for threads in (1, 2):
+            choose_threads(dataclasses.replace(CONFIG, threads=threads), net, VECTOR, CPU, said.append)
+    assert len(said) == 2 and said[0].startswith("threads: 1 of 2"), "one thread waits for nobody"
+    assert "import greenroom first, or set GOMP_SPINCOUNT=5000" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("first", "given", "told"),
+    [("", {}, "False 5000"), ("torch", {}, "True 5000"), ("torch", {"GOMP_SPINCOUNT": "7"}, "False 7")],
+)
+def test_how_long_threads_wait_is_set_before_torch_reads_it(first: str, given: dict[str, str], told: str) -> None:
+    script = "import os, sys; sys.modules |= dict.fromkeys(sys.argv[1:], sys); import greenroom; "
+    script += "print(greenroom._torch_came_first, os.environ['GOMP_SPINCOUNT'])"
+    environ = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *first.split()], env=environ | given, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == told
 
 
 def test_crowding_is_a_ratio_of_times(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,15 +6,19 @@ The public names are loaded when they are first used: worker processes import th
 from __future__ import annotations
 
 import os as _os
+import sys as _sys
 from typing import TYPE_CHECKING
 
-if "OMP_WAIT_POLICY" not in _os.environ:
+_torch_came_first = False
+"""Whether torch was imported before this package, so that its threads wait as they do by default."""
+
+if "OMP_WAIT_POLICY" not in _os.environ and "GOMP_SPINCOUNT" not in _os.environ:
     # Threads of tensor operations look for their next task in a busy loop, by default for milliseconds: time that
     # simulators, or other programs, on the same cores lack. Long enough for one operation after another, too short to
     # be in the way: six times as long is no faster where nothing else runs, and where something does, a thread that
-    # waits for another keeps the core that the other one needs. Read when torch is loaded; whoever loads it before
-    # greenroom decides.
-    _os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    # waits for another keeps the core that the other one needs. Read when torch is loaded.
+    _os.environ["GOMP_SPINCOUNT"] = "5000"
+    _torch_came_first = "torch" in _sys.modules
 
 if TYPE_CHECKING:
     from greenroom.comparison import compare as compare

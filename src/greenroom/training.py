@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+import greenroom
 from greenroom import envs, machine
 from greenroom.acting import Collector, Empty, Source
 from greenroom.backstage import Backstage
@@ -237,11 +238,17 @@ def choose_threads(config: RunConfig, policy: Policy, spec: EnvSpec, device: tor
     count = config.threads or worthwhile(policy, spec, config.steps_per_gradient, device=device)
     if count < most:
         say(f"threads: {count} of {most} (a gradient step has little to compute; --threads {most} uses them all)")
-    if device.type == "cpu" and count > 1 and (slower := crowding(count)) > _CROWDED:
-        say(
-            f"this machine is busy with something else: {count} threads take {slower:.1f} times as long as one for the "
-            "same small operation; while that lasts, --threads 1 is faster"
-        )
+    if device.type == "cpu" and count > 1:
+        if greenroom._torch_came_first:
+            say(
+                "torch was imported before greenroom, so its idle threads take time from simulators on their cores; "
+                "import greenroom first, or set GOMP_SPINCOUNT=5000"
+            )
+        if (slower := crowding(count)) > _CROWDED:
+            say(
+                f"this machine is busy with something else: {count} threads take {slower:.1f} times as long as one for "
+                "the same small operation; while that lasts, --threads 1 is faster"
+            )
     return count
 
 
