@@ -1,7 +1,7 @@
 """Which core a thread computes on, where that cannot be left to the system.
 
 Linux wakes a thread where it slept, or where it is woken from, and looks for an idle core only among those that it
-knows to share a cache. On many a virtual machine it knows of none. Then threads that work at the same time may have one
+knows to share a cache. On some virtual machines it knows of none. Then threads that work at the same time may have one
 core between them, for as long as each of them sleeps now and then, while another core has nothing to do.
 
 Only as many threads as this process has cores are placed here: fewer go where there is room. On systems other than
