@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections.abc import Iterator
@@ -13,16 +14,16 @@ import torch
 
 from greenroom import cores
 from greenroom.envs.ale import AleConfig, AleEnvironment
-from greenroom.machine import available_cores
+from greenroom.machine import available_cores, own_cores
 from greenroom.threads import limited
 
 
 def affinity(thread: int) -> set[int]:
-    """The cores that a thread may use, no cores where the system does not tell; 0 is the thread that asks."""
-    return os.sched_getaffinity(thread) if hasattr(os, "sched_getaffinity") else set()
+    """The cores that a thread may use; 0 is the thread that asks."""
+    return os.sched_getaffinity(thread)
 
 
-ALL = affinity(0)
+ALL = own_cores()
 pytestmark = pytest.mark.skipif(not 1 < available_cores() == len(ALL), reason="needs Linux and two cores or more")
 
 
@@ -30,8 +31,9 @@ pytestmark = pytest.mark.skipif(not 1 < available_cores() == len(ALL), reason="n
 def team() -> Iterator[list[int]]:
     """The threads that share this one's operations, as many as there are cores; afterwards they go where they like."""
     with limited(len(ALL)):
-        if not (others := set(cores._team(len(ALL))) - {threading.get_native_id()}):
+        if not hasattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel"):
             pytest.skip("this torch has another OpenMP than GNU's")
+        others = set(cores._team(len(ALL))) - {threading.get_native_id()}
         assert len(others) == len(ALL) - 1
         try:
             yield sorted(others)

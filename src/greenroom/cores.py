@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 
-from greenroom.machine import available_cores
+from greenroom.machine import available_cores, own_cores
 
 _local = threading.local()
 """`seats`: those of the team of whoever asks."""
@@ -77,7 +77,7 @@ def _seat(threads: list[int], cores: list[int]) -> None:
 
 def _cores() -> list[int]:
     """The numbers of this process's cores; none where the system does not tell, or a quota leaves it fewer."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    cores = sorted(own_cores())
     return cores if len(cores) == available_cores() else []
 
 

@@ -51,9 +51,14 @@ def _is_intel(cpuinfo: Path) -> bool:
     return _cpuinfo("vendor_id", cpuinfo) == "GenuineIntel"
 
 
+def own_cores() -> set[int]:
+    """The numbers of the cores that this process may use, whatever its quota; none where the system does not tell."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
 def available_cores() -> int:
     """Cores that this process may use: at least 1; aware of CPU affinity and of a container's quota (rounded up)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(own_cores()) or os.cpu_count() or 1
     quota = cgroup_quota()
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 
