@@ -184,16 +184,30 @@ def test_the_ratios_of_a_loop_are_those_of_its_rates() -> None:
 
 def test_both_arithmetics_are_measured_beside_what_runs_take_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     config = RunConfig(env="cartpole", num_envs=4, rollout_length=4, device="cpu", policy=PolicyConfig(network=Mlp()))
-    monkeypatch.setattr(loops, "preset", lambda name, env: config)
+    monkeypatch.setattr(loops, "_convolutional", lambda: {"one": config, "other": config})
     monkeypatch.setattr(loops, "choose_precision", lambda config, device, say: "bfloat16")
     found = loops.arithmetic(TINY)
-    ratios, chosen = (column(found.tables[0], heading) for heading in ("bfloat16 ÷ float32", "by itself"))
-    rates = {name: column(found.tables[0], name) for name in ("float32", "bfloat16")}
-    assert list(ratios) == ["paac", "atari-ppo", "atari-pqn"]
-    for name in ratios:
-        assert ratios[name] == number(rates["bfloat16"][name]) / number(rates["float32"][name])
+    headings = "bfloat16 ÷ float32", "channels last ÷ first", "by itself"
+    of_precision, of_layout, chosen = (column(found.tables[0], heading) for heading in headings)
+    rates = {name: column(found.tables[0], name) for name in ("float32", "bfloat16", "bfloat16, channels first")}
+    assert list(of_precision) == ["one", "other"]
+    for name in of_precision:
+        bfloat16 = number(rates["bfloat16"][name])
+        assert of_precision[name] == bfloat16 / number(rates["float32"][name])
+        assert of_layout[name] == bfloat16 / number(rates["bfloat16, channels first"][name])
         assert chosen[name] == "bfloat16"
         assert len(found.slices[f"{name}, float32"]) == TINY.repeats
+
+
+def test_arithmetics_are_measured_on_networks_of_convolutions() -> None:
+    networks = {name: type(config.policy.network).__name__ for name, config in loops._convolutional().items()}
+    assert networks == {
+        "paac": "Nips",
+        "atari-ppo": "Nips",
+        "atari-pqn": "Nips",
+        "paac, nature": "Nature",
+        "paac, impala": "Impala",
+    }
 
 
 @pytest.fixture

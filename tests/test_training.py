@@ -254,18 +254,17 @@ def test_precision(monkeypatch: pytest.MonkeyPatch, kind: str | None, network: A
 
 
 @pytest.mark.parametrize(
-    ("asked", "precision", "device", "expected"),
+    ("asked", "device", "expected"),
     [
-        ("auto", "float32", "cpu", torch.channels_last),
-        ("auto", "bfloat16", "cpu", torch.preserve_format),
-        ("auto", "float32", "cuda", torch.preserve_format),
-        ("on", "bfloat16", "cuda", torch.channels_last),
-        ("off", "float32", "cpu", torch.preserve_format),
+        ("auto", "cpu", torch.channels_last),
+        ("auto", "cuda", torch.preserve_format),
+        ("on", "cuda", torch.channels_last),
+        ("off", "cpu", torch.preserve_format),
     ],
 )
-def test_layout(asked: Any, precision: Any, device: str, expected: torch.memory_format) -> None:
+def test_layout(asked: Any, device: str, expected: torch.memory_format) -> None:
     config = dataclasses.replace(BASE, policy=PolicyConfig(channels_last=asked))
-    assert choose_layout(config, precision, torch.device(device)) == expected
+    assert choose_layout(config, torch.device(device)) == expected
 
 
 @pytest.mark.parametrize(("asked", "memory_format"), [("on", torch.channels_last), ("off", torch.contiguous_format)])

@@ -37,6 +37,21 @@ class RunningMoments(nn.Module):
         self.count.copy_(total)
 
 
+_FEW_PLANES = 4
+
+
+def _turned(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy of pictures `[..., C, H, W]` that lies in memory as `[..., H, W, C]`."""
+    planes = x.unbind(-3)
+    if len(planes) > _FEW_PLANES:
+        return torch.stack(planes, dim=-1).to(dtype).movedim(-1, -3)
+    # Each plane goes over all of the copy's memory: for few of them that is faster than writing bytes first.
+    turned = x.new_empty((*planes[0].shape, len(planes)), dtype=dtype)
+    for place, plane in zip(turned.unbind(-1), planes, strict=True):
+        place.copy_(plane)
+    return turned.movedim(-1, -3)
+
+
 class ObsNormalizer(nn.Module):
     """Makes float inputs of observations: bytes become [0, 1]; float arrays, if asked for, standardised and clipped.
 
@@ -71,9 +86,8 @@ class ObsNormalizer(nn.Module):
             return ((x - moments.mean.float()) * scale.float()).clamp(-self.clip, self.clip)
         if x.dtype != torch.uint8:
             return x.float()
-        if self.channels_last and self._turned[name]:
-            x = torch.stack(x.unbind(-3), dim=-1).movedim(-1, -3)
-        return x.to(self.bytes_to).div_(255.0)
+        turned = self.channels_last and self._turned[name]
+        return (_turned(x, self.bytes_to) if turned else x.to(self.bytes_to)).div_(255.0)
 
     def forward(self, obs: Obs) -> Obs:
         """`[N, ...]` in, float32 of the same shapes out; of bytes, `bytes_to`."""

@@ -80,7 +80,7 @@ class PolicyConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of convolutional networks. `auto`: bfloat16 on processors that are faster by it, else float32."""
     channels_last: Literal["auto", "on", "off"] = "auto"
-    """Memory layout of convolutional weights. `auto`: on for float32 on a processor, where it pays."""
+    """Memory layout of pictures and of convolutional weights. `auto`: on for a processor, where it pays."""
 
     def only_actor_critic(self, algo: str) -> None:
         """Refuse, for an algorithm without a state value, what only an actor-critic has.

@@ -155,7 +155,7 @@ def taken_cores(config: RunConfig) -> int:
 def make_policy(config: RunConfig, spec: EnvSpec, device: torch.device, say: Say) -> Any:
     """The policy that a run teaches, with new weights, where it computes."""
     precision = choose_precision(config, device, say)
-    policy, layout = config.algorithm.policy(config.policy, spec, precision), choose_layout(config, precision, device)
+    policy, layout = config.algorithm.policy(config.policy, spec, precision), choose_layout(config, device)
     policy.normalizer.channels_last = layout is torch.channels_last
     return policy.to(device, memory_format=layout)
 
@@ -252,10 +252,9 @@ def choose_threads(config: RunConfig, policy: Policy, spec: EnvSpec, device: tor
     return count
 
 
-def choose_layout(config: RunConfig, precision: Precision, device: torch.device) -> torch.memory_format:
+def choose_layout(config: RunConfig, device: torch.device) -> torch.memory_format:
     """How convolutional weights lie in memory; without effect on other networks."""
-    pays = precision == "float32" and device.type == "cpu"
-    wanted = {"auto": pays, "on": True, "off": False}[config.policy.channels_last]
+    wanted = {"auto": device.type == "cpu", "on": True, "off": False}[config.policy.channels_last]
     return torch.channels_last if wanted else torch.preserve_format
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 
@@ -44,31 +45,47 @@ def atari(settings: Settings) -> Findings:
     return found
 
 
-_PRECISIONS: tuple[Precision, ...] = "float32", "bfloat16"
+_ARITHMETICS: dict[str, tuple[Precision, Literal["on", "off"]]] = {
+    "float32": ("float32", "on"),
+    "bfloat16": ("bfloat16", "on"),
+    "bfloat16, channels first": ("bfloat16", "off"),
+}
+"""What a column is called → its precision, and whether channels lie last."""
+
+
+def _convolutional() -> dict[str, RunConfig]:
+    configs = {name: preset(name, "ALE/Pong-v5") for name in ("paac", "atari-ppo", "atari-pqn")}
+    paac = configs["paac"]
+    larger: dict[str, NetworkConfig] = {"nature": Nature(), "impala": Impala()}
+    return configs | {
+        f"paac, {name}": dataclasses.replace(paac, policy=dataclasses.replace(paac.policy, network=network))
+        for name, network in larger.items()
+    }
 
 
 def arithmetic(settings: Settings) -> Findings:
-    """Acting and learning alone in either arithmetic, and which one runs take by themselves on this processor."""
+    """Acting and learning alone in either arithmetic and layout, and in which one runs compute by themselves here."""
     rows: list[tuple[Cell, ...]] = []
     slices: dict[str, tuple[float, ...]] = {}
-    for name in ("paac", "atari-ppo", "atari-pqn"):
-        config = preset(name, "ALE/Pong-v5")
+    for name, config in _convolutional().items():
         works: dict[str, Work] = {
-            precision: learner(
-                dataclasses.replace(config, policy=dataclasses.replace(config.policy, precision=precision))
+            column: learner(
+                dataclasses.replace(
+                    config, policy=dataclasses.replace(config.policy, precision=precision, channels_last=channels_last)
+                )
             )
-            for precision in _PRECISIONS
+            for column, (precision, channels_last) in _ARITHMETICS.items()
         }
         rates = interleaved(works, seconds=settings.seconds, repeats=settings.repeats)
-        float32, bfloat16 = (rates[precision].steps_per_second for precision in _PRECISIONS)
+        float32, bfloat16, first = (rates[column].steps_per_second for column in _ARITHMETICS)
         chosen = choose_precision(config, torch.device("cpu"), say_nothing)
-        rows.append((name, float32, bfloat16, bfloat16 / float32, chosen))
-        slices |= {f"{name}, {precision}": rates[precision].slices for precision in _PRECISIONS}
+        rows.append((name, float32, bfloat16, first, bfloat16 / float32, bfloat16 / first, chosen))
+        slices |= {f"{name}, {column}": rates[column].slices for column in _ARITHMETICS}
     table = Table(
         title="Arithmetic of convolutions",
-        about="Acting and learning on one recorded rollout of Pong, agent steps per second; and what a run computes in "
-        "by itself (`--precision auto`).",
-        headings=("preset", *_PRECISIONS, "bfloat16 ÷ float32", "by itself"),
+        about="Acting and learning on one recorded rollout of Pong, agent steps per second; channels lie last, as in a "
+        "run on a processor by itself, but for one column. And the arithmetic that a run chooses by itself.",
+        headings=("preset", *_ARITHMETICS, "bfloat16 ÷ float32", "channels last ÷ first", "by itself"),
         rows=tuple(rows),
     )
     return Findings(tables=(table,), slices=slices)
