@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from greenroom import curves, folder, machine
+from greenroom.lines import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 CURVE_POINTS = 200
@@ -297,7 +298,7 @@ def _run(trial: Trial, jobs: int, stopping: threading.Event, extra: Callable[[Pa
         _command(trial.resume if again else trial.train, log, jobs, stopping)
         state.write_text(trained)
     answer = _command(trial.evaluate, log, jobs, stopping)
-    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    last = read_log(run / "metrics.jsonl")[-1]
     curve = curves.read_curve(run / "metrics.jsonl", "return_mean")
     if not len(curve):
         raise SystemExit(f"{trial.run} has no training return: not one episode ended")
@@ -320,7 +321,7 @@ def _run(trial: Trial, jobs: int, stopping: threading.Event, extra: Callable[[Pa
 
 def found_in(run: Path) -> list[str]:
     """The names of the health checks that found something in a run, once for each finding."""
-    return [line["check"] for line in folder.read_log(run / "findings.jsonl")]
+    return [line["check"] for line in read_log(run / "findings.jsonl")]
 
 
 def evaluations_of(run: Path) -> list[list[float]]:

@@ -8,7 +8,6 @@ on. Both have the same settings, with which they are the same algorithm as long 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 
 import control
 import family
+from greenroom.lines import read_log
 from greenroom.maths import statistics
 from harness import Options, Record, Trial, evaluations_of, greenroom_trial, options, parser, run_trials
 from report import Panel, Scores, Section, group, improvement, plot_curves, write_table
@@ -83,7 +83,7 @@ def measured(run: Path) -> Record:
     `evaluations`: rows of agent steps, seconds and mean return. `lag`: the most updates that a rollout's weights were
     behind. `ratio`: the greatest ratio of probabilities, now to then, in a rollout (median over the run; V-trace only).
     """
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = read_log(run / "metrics.jsonl")
     ratios = [line["loss/ratio_max"] for line in lines if "loss/ratio_max" in line]
     return {
         "evaluations": evaluations_of(run),

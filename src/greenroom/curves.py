@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import yaml
 
 from greenroom.errors import UserError
 from greenroom.folder import RunFolder
+from greenroom.lines import read_lines, record_of
 from greenroom.maths.statistics import Floats
 
 
@@ -67,8 +68,7 @@ def algorithm_of(config: Mapping[str, object]) -> str:
 def read_curve(path: Path, score: str) -> Curve:
     """A curve from a file of JSON lines; an empty one if there is no such file.
 
-    Lines without a finite `score` (no episode had finished yet) are left out. A last line that is cut short (the run
-    was killed while writing, or is writing now) is ignored.
+    Lines without a finite `score` (no episode had finished yet) are left out, and so is what `read_lines` leaves out.
 
     Args:
         path: a run's `metrics.jsonl` or `evaluations.jsonl`.
@@ -77,19 +77,15 @@ def read_curve(path: Path, score: str) -> Curve:
     Raises:
         UserError: another line is not a JSON object with `env_steps` and `seconds`.
     """
-    points: dict[float, tuple[float, float, float, float]] = {}
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            value = math.nan if record.get(score) is None else float(record[score])
-            low, high = record.get("ci95", (value, value))
-            env_steps, seconds = float(record["env_steps"]), float(record["seconds"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if number == len(lines):
-                break
-            raise UserError(f"{path}, line {number} is not a log line; mend or delete it") from error
-        if math.isfinite(value):
-            points[env_steps] = (seconds, value, low, high)
-    table = np.array([(steps, *points[steps]) for steps in sorted(points)]).reshape(-1, 5)
+    points = read_lines(path, partial(_point, score=score))
+    latest = {point[0]: point for point in points if math.isfinite(point[2])}
+    table = np.array([latest[env_steps] for env_steps in sorted(latest)]).reshape(-1, 5)
     return Curve(env_steps=table[:, 0], seconds=table[:, 1], score=table[:, 2], low=table[:, 3], high=table[:, 4])
+
+
+def _point(line: str, *, score: str) -> tuple[float, float, float, float, float]:
+    """What a line says of `Curve`'s five columns."""
+    record = record_of(line)
+    value = math.nan if record.get(score) is None else float(record[score])
+    low, high = record.get("ci95", (value, value))
+    return float(record["env_steps"]), float(record["seconds"]), value, low, high

@@ -23,6 +23,7 @@ import torch
 
 from greenroom import machine
 from greenroom.errors import UserError, nearest
+from greenroom.lines import read_lines, record_of
 
 _LOCK_SECONDS = 1.0
 """How long to wait for whoever holds a folder's lock: a run that is just ending, or someone who only looks."""
@@ -197,41 +198,20 @@ class RunFolder:
     def rewind(self, env_steps: int) -> str:
         """Before going on from a checkpoint: drop the log lines later than `env_steps`; none is left to come twice.
 
-        A last line that was cut short by a crash goes too.
+        A last line that was cut short goes too.
 
         Returns:
             What `note_environment` says.
 
         Raises:
-            UserError: a line before the last is not a log line.
+            UserError: another line is not a log line.
         """
         changes = self.note_environment(env_steps)  # first: should the disk refuse it, no line is dropped yet
         for log in (self.metrics, self.evaluations):
-            if log.exists():
-                _keep_lines(log, lambda record: record["env_steps"] <= env_steps)
+            _keep_lines(log, lambda record: record["env_steps"] <= env_steps)
         for history in (self.findings, self.interventions):
-            if history.exists():
-                _keep_lines(history, lambda record: True)
+            _keep_lines(history, lambda record: True)
         return changes
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a log; none if there is no log. A line that is still being written is left out.
-
-    Raises:
-        UserError: another line is not JSON.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return []
-    records: list[dict[str, Any]] = []
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{path}, line {number} is not a log line; mend or delete it") from error
-    return records
 
 
 def read_environment(path: Path) -> dict[str, Any]:
@@ -295,18 +275,23 @@ def default_name(env: str, algo: str, seed: int, now: datetime) -> str:
     return f"{name}-{algo}-s{seed}-{now:%Y%m%d-%H%M%S}"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a crash leaves either the old content or the new, never a mixture."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write what then takes the place of `path`, all at once; after an exception `path` is as it was."""
     temporary = path.with_name(f".{path.name}.new")
     try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         os.replace(temporary, path)
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a crash leaves either the old content or the new, never a mixture."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     sync(path.parent)
 
 
@@ -388,17 +373,8 @@ def _runs_in(folder: Path) -> list[str]:
         return []
 
 
-def _keep_lines(path: Path, wanted: Callable[[dict[str, int]], bool]) -> None:
-    """Rewrite a file of JSON lines with the lines that are `wanted`; a last line that was cut short is dropped."""
-    before = path.read_bytes().decode(errors="replace")
-    lines = before.removesuffix("\n").split("\n") if before else []
-    kept: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            if wanted(json.loads(line)):
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError) as error:
-            if number < len(lines):
-                raise UserError(f"{path}, line {number} is not a log line; mend or delete it, then resume") from error
-    if (after := "".join(kept)) != before:
+def _keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrite a log, if there is one, with the lines that are `wanted`; what `read_lines` leaves out goes."""
+    after = "".join(read_lines(path, lambda line: f"{line}\n" if wanted(record_of(line)) else ""))
+    if path.exists() and after != path.read_bytes().decode(errors="replace"):
         write_text(path, after)

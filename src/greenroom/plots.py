@@ -6,7 +6,6 @@ Figures are built from objects, not through `pyplot`: no window system, no state
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.typing import LineStyleType
 
 from greenroom.curves import Curve, algorithm_of, environment_of, read_config, read_curve
-from greenroom.folder import RunFolder
+from greenroom.folder import RunFolder, replacing
 from greenroom.maths.statistics import Floats
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
@@ -252,9 +251,5 @@ def _style(axes: Axes) -> None:
 
 def _save(figure: Figure, path: Path) -> None:
     """Write the picture so that a crash leaves the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.new")
-    try:
+    with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix.removeprefix("."), dpi=150)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from greenroom.acting import Collector
 from greenroom.backstage import Backstage
+from greenroom.folder import replacing
 from greenroom.overlap import Overlapped, Thread
 from greenroom.training import Run, Say, train
 from greenroom.types import Progress
@@ -135,18 +135,14 @@ def _joined(path: Path, other: Path) -> Iterator[None]:
             for event in more["traceEvents"]:
                 event["ts"] += later
             trace["traceEvents"] += more["traceEvents"]
-            other.write_text(json.dumps(trace))
-            os.replace(other, path)
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(trace))
         other.unlink(missing_ok=True)
 
 
 def _write(trace: profile, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    try:
+    with replacing(path) as temporary:
         trace.export_chrome_trace(str(temporary))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from typing import Any
 from greenroom import checkpoint
 from greenroom.config import OPTIMIZERS, RunConfig, kind_of
 from greenroom.errors import UserError
-from greenroom.folder import RunFolder, read_log
+from greenroom.folder import RunFolder
+from greenroom.lines import read_log
 from greenroom.training import Run
 
 

@@ -25,8 +25,9 @@ from greenroom.display import Display, Interrupts, interrupts
 from greenroom.errors import DiskError, EnvironmentFault, ExitCode, UserError
 from greenroom.evaluation import Evaluation
 from greenroom.examination import Examiner
-from greenroom.folder import RunFolder, read_log
+from greenroom.folder import RunFolder
 from greenroom.journal import Complaint, Journal
+from greenroom.lines import read_log
 from greenroom.monitor import Monitor
 from greenroom.outcome import Ending, Outcome, report
 from greenroom.postmortem import Postmortems

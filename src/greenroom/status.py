@@ -13,8 +13,9 @@ from greenroom.budget import spent_before
 from greenroom.config import load_file
 from greenroom.control import Request, ask
 from greenroom.errors import UserError
-from greenroom.folder import RunFolder, read_log, trainer_of
+from greenroom.folder import RunFolder, trainer_of
 from greenroom.health.finding import counts
+from greenroom.lines import read_log
 
 _FROM_METRICS = ("updates", "seconds", "return_mean", "steps_per_second", "env_restarts")
 """Of the newest line."""

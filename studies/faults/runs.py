@@ -16,7 +16,8 @@ from faults.processes import Failure
 from greenroom import checkpoint
 from greenroom.control import SOCKET
 from greenroom.errors import UserError
-from greenroom.folder import RunFolder, read_log
+from greenroom.folder import RunFolder
+from greenroom.lines import read_log
 
 logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it would tell of every resumed run that it is one
 

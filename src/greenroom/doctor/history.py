@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +14,7 @@ from greenroom.curves import algorithm_of, environment_of, read_config
 from greenroom.doctor.table import count, split_table
 from greenroom.errors import UserError
 from greenroom.folder import RunFolder, read_environment
+from greenroom.lines import read_lines, record_of
 
 PARTS = ("env", "act", "learn", "wait")
 _FALLING, _RISING = 0.9, 1.1
@@ -205,31 +205,29 @@ def _windows(path: Path) -> list[Period]:
     """What passed between the lines of a log. The first line's includes warming up and counts only if it is alone.
 
     Raises:
-        UserError: a line other than the last, which may be being written now, is no log line; or there is none.
+        UserError: as from `read_lines`; or nothing is logged yet.
     """
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     windows: list[Period] = []
     steps, seconds = 0, 0.0
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            split = {name: float(record[f"time/{name}"]) for name in PARTS}
-            window = Period(
-                steps=record["env_steps"] - steps,
-                seconds=record["seconds"] - seconds,
-                split=split,
-                cpu=record.get("time/cpu"),  # older logs do not tell
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            if number < len(lines):
-                raise UserError(f"{path}, line {number} is not a log line; mend or delete it") from error
-            break
-        steps, seconds = record["env_steps"], record["seconds"]
+    for so_far in read_lines(path, _so_far):
+        window = replace(so_far, steps=so_far.steps - steps, seconds=so_far.seconds - seconds)
+        steps, seconds = so_far.steps, so_far.seconds
         if window.steps > 0 and window.seconds > 0:
             windows.append(window)
     if not windows:
         raise UserError(f"{path.parent} has logged nothing yet; let it train a little longer")
     return windows[1:] or windows
+
+
+def _so_far(line: str) -> Period:
+    """A line as it is: its steps and seconds are those since the run began, the rest since the line before."""
+    record = record_of(line)
+    return Period(
+        steps=int(record["env_steps"]),
+        seconds=float(record["seconds"]),
+        split={name: float(record[f"time/{name}"]) for name in PARTS},
+        cpu=record.get("time/cpu"),  # older logs do not tell
+    )
 
 
 def _together(windows: Sequence[Period]) -> Period:
