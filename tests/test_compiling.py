@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from algorithm_settings import LENGTH, NUM_ENVS, SETTINGS
+from greenroom import linear
 from greenroom.algorithms import Algorithm, AlgorithmConfig
 from greenroom.algorithms.check import check_algorithm, synthetic_rollout
 from greenroom.algorithms.ppo import PPO, PPOConfig
@@ -67,6 +68,20 @@ def learned(config: AlgorithmConfig, spec: EnvSpec) -> list[Tensor]:
 @pytest.mark.parametrize("algo", SETTINGS)
 def test_every_algorithm_learns_the_same_compiled(algo: str) -> None:
     eager, compiled = (learned(config, spec_for(algo)) for config in (SETTINGS[algo], Compiled(SETTINGS[algo])))
+    for one, other in zip(eager, compiled, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@needs_compiler
+@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="needs a torch with oneDNN's products")
+@pytest.mark.parametrize("algo", ["ppo", "sac"])
+def test_products_by_way_of_onednn_are_so_compiled(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    eager = learned(SETTINGS[algo], spec_for(algo))
+    monkeypatch.setattr(linear, "_SLOW", True)
+    monkeypatch.setattr(linear, "_LARGE", 0)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        compiled = learned(Compiled(SETTINGS[algo]), spec_for(algo))
+    assert "greenroom::product" in {event.key for event in profile.key_averages()}
     for one, other in zip(eager, compiled, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 

@@ -284,6 +284,23 @@ def test_tanh_is_quick_where_mkl_is_at_home(tmp_path: Path, monkeypatch: pytest.
     assert not machine.quick_tanh(tmp_path / "missing")
 
 
+def test_products_are_slow_where_mkl_has_avx512_for_others_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "cpuinfo"
+    for vendor, mkl, vectors, slow in (
+        ("AuthenticAMD", True, "AVX512", True),
+        ("AuthenticAMD", True, "AVX2", False),
+        ("AuthenticAMD", False, "AVX512", False),
+        ("GenuineIntel", True, "AVX512", False),
+    ):
+        monkeypatch.setattr(torch.backends.mkl, "is_available", lambda mkl=mkl: mkl)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda vectors=vectors: vectors)
+        info.write_text(f"vendor_id\t: {vendor}\n")
+        assert machine.slow_products(info) == slow
+        assert not machine.slow_products(tmp_path / "missing")
+
+
 def test_cpu_kind_is_the_model_name_or_the_architecture_and_its_instructions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from greenroom.errors import UserError
+from greenroom.linear import Linear
 from greenroom.maths.distributions import Gaussian
 from greenroom.networks import initialise
 from greenroom.policy import Body, Interval, PolicyConfig, Precision, normalizer_of, one_step
@@ -87,7 +88,7 @@ class GaussianHead(nn.Module):
 
     def __init__(self, features: int, size: int) -> None:
         super().__init__()
-        self.layer = nn.Linear(features, 2 * size)
+        self.layer = Linear(features, 2 * size)
 
     def forward(self, features: Tensor) -> TanhGaussian:
         """Distribution over `[N, D]` for features `[N, F]`."""
@@ -101,7 +102,7 @@ class DeterministicHead(nn.Module):
 
     def __init__(self, features: int, size: int, noise: float) -> None:
         super().__init__()
-        self.layer = nn.Linear(features, size)
+        self.layer = Linear(features, size)
         self.noise = noise
 
     def forward(self, features: Tensor) -> NoisyAction:

@@ -47,6 +47,12 @@ def quick_tanh(cpuinfo: Path = _CPUINFO) -> bool:
     return torch.backends.mkl.is_available() and _is_intel(cpuinfo)
 
 
+def slow_products(cpuinfo: Path = _CPUINFO) -> bool:
+    """Whether torch's products of float32 matrices, which are MKL's, have no AVX512 here: MKL has it for Intel's."""
+    known = bool(_cpuinfo("vendor_id", cpuinfo)) and torch.backends.mkl.is_available()
+    return known and torch.backends.cpu.get_cpu_capability() == "AVX512" and not _is_intel(cpuinfo)
+
+
 def _is_intel(cpuinfo: Path) -> bool:
     return _cpuinfo("vendor_id", cpuinfo) == "GenuineIntel"
 

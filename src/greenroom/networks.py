@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from greenroom import machine
 from greenroom.errors import UserError
+from greenroom.linear import Linear
 from greenroom.spec import ArraySpec, ObsSpec
 from greenroom.types import Obs
 
@@ -68,7 +69,7 @@ _ACTIVATIONS: dict[Activation, type[nn.Module]] = {"tanh": Tanh, "relu": nn.ReLU
 def _mlp(sizes: Iterable[int], activation: type[nn.Module], *, layer_norm: bool) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for fan_in, fan_out in itertools.pairwise(sizes):
-        layers += [nn.Linear(fan_in, fan_out), *_norm(nn.LayerNorm(fan_out), layer_norm), activation()]
+        layers += [Linear(fan_in, fan_out), *_norm(nn.LayerNorm(fan_out), layer_norm), activation()]
     return layers
 
 
@@ -202,7 +203,7 @@ class Impala:
             ]
             channels = filters
         body = nn.Sequential(*modules, nn.ReLU(), nn.Flatten())
-        return nn.Sequential(*body, nn.Linear(_output_size(body, spec), self.features), nn.ReLU()), self.features
+        return nn.Sequential(*body, Linear(_output_size(body, spec), self.features), nn.ReLU()), self.features
 
 
 class NetworkConfig(Protocol):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from greenroom.errors import UserError
+from greenroom.linear import Linear
 from greenroom.maths.distributions import Categorical, Distribution, Gaussian, MultiCategorical
 from greenroom.memory import Memory
 from greenroom.networks import Encoder, Initialisation, Mlp, NetworkConfig, initialise
@@ -171,7 +172,7 @@ class Categoricals(nn.Module):
         assert not isinstance(spec, Bounded)
         self.nvec = (spec.n,) if isinstance(spec, Discrete) else spec.nvec
         self.single = isinstance(spec, Discrete)
-        self.logits = nn.Linear(features, sum(self.nvec))
+        self.logits = Linear(features, sum(self.nvec))
 
     def forward(self, features: Tensor, mask: Tensor | None) -> Distribution:
         """Distribution over the allowed action numbers for features `[N, F]`."""
@@ -210,7 +211,7 @@ class BoundedGaussian(nn.Module):
     def __init__(self, features: int, spec: Bounded, initial_log_std: float) -> None:
         super().__init__()
         size = math.prod(spec.shape)
-        self.mean = nn.Linear(features, size)
+        self.mean = Linear(features, size)
         self.log_std = nn.Parameter(torch.full((size,), initial_log_std))
         self.interval = Interval(spec)
 
@@ -238,7 +239,7 @@ class ActorCritic(nn.Module):
             if isinstance(spec.action, Bounded)
             else Categoricals(features, spec.action)
         )
-        self.value_head = nn.Linear(features, 1)
+        self.value_head = Linear(features, 1)
         # Gains: √2 in the network, 0.01 for actions (an even start), 1 for values (Huang et al. 2022).
         for body in self._bodies:
             initialise(body, config.initialisation, math.sqrt(2.0))

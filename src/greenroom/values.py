@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from greenroom.errors import UserError
+from greenroom.linear import Linear
 from greenroom.maths.values import (
     categorical_projection,
     dueling,
@@ -160,8 +161,8 @@ class Dense(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, *, noisy: bool) -> None:
         super().__init__()
-        self.mean = nn.Linear(inputs, outputs)
-        self.scale = nn.Linear(inputs, outputs) if noisy else None
+        self.mean = Linear(inputs, outputs)
+        self.scale = Linear(inputs, outputs) if noisy else None
 
     def initialise(self, rule: Initialisation, gain: float) -> None:
         """Set the means by the rule, and all scales to σ₀/√inputs with the paper's σ₀ = 0.5."""

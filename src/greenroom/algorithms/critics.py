@@ -16,6 +16,7 @@ from greenroom.algorithms.targets import TargetNetwork
 from greenroom.compiling import compilable
 from greenroom.continuous import ContinuousPolicy
 from greenroom.errors import UserError
+from greenroom.linear import Linear
 from greenroom.networks import Mlp, initialise, of_ones_own
 from greenroom.optim import Adam, OptimizerConfig, Schedule, Updater
 from greenroom.policy import Body, one_step, visible
@@ -44,7 +45,7 @@ class StateActionValue(nn.Module):
         width = sum(math.prod(part.shape) for part in parts.values()) if self.body is None else self.body.features
         network = settings.network if isinstance(settings.network, Mlp) else Mlp(hidden=(256, 256), activation="relu")
         self.joint, features = network.build(ArraySpec(shape=(width + policy.size,)))
-        self.head = nn.Linear(features, 1)
+        self.head = Linear(features, 1)
         initialise(self, settings.initialisation, math.sqrt(2.0))
         initialise(self.head, settings.initialisation, 1.0)
 
