@@ -24,8 +24,10 @@ from greenroom.algorithms.ppo import PPOConfig
 from greenroom.algorithms.replaying import Drawing
 from greenroom.algorithms.rewards import Discounting
 from greenroom.config import RunConfig, dump, load
+from greenroom.control import SOCKET
 from greenroom.errors import EnvironmentFault, UserError
 from greenroom.evaluation import evaluate
+from greenroom.folder import RunFolder
 from greenroom.networks import Mlp, Nips
 from greenroom.optim import Adam, RMSprop, Schedule
 from greenroom.outcome import Outcome
@@ -433,14 +435,32 @@ def test_a_final_evaluation_that_fails_loses_no_training(tmp_path: Path, monkeyp
     assert newest is not None and checkpoint.env_steps_of(newest) == 320
 
 
-@pytest.mark.parametrize("moment", ["_report", "_judge", "_evaluate"])
+def test_the_curve_is_the_last_that_a_run_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever finds it may take the run for complete: everything else is there, and nothing is left to be swept."""
+    found: list[set[str]] = []
+
+    def looked(run: Run, folder: RunFolder, say: Any) -> None:
+        found.append({path.name for path in folder.path.iterdir()})
+        shown = EventAccumulator(str(folder.path / "tensorboard"))
+        shown.Reload()
+        assert len(shown.Scalars("train/updates")) == 10
+
+    monkeypatch.setattr(sitting, "report", looked)
+    launch(small(sinks=("tensorboard",)), run_dir=tmp_path / "run", quiet=True)
+    assert found == [{path.name for path in (tmp_path / "run").iterdir()}]
+    assert "spent.json" in found[0] and SOCKET not in found[0]
+
+
+@pytest.mark.parametrize(
+    ("owner", "moment"), [(sitting, "report"), (sitting.Sitting, "_judge"), (sitting.Sitting, "_evaluate")]
+)
 def test_killed_during_its_last_evaluation_a_run_is_completed_by_resume(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, moment: str
 ) -> None:
     config = small(sinks=("tensorboard",), log_seconds=1e9)
     whole = launch(config, run_dir=tmp_path / "whole", quiet=True)
     with monkeypatch.context() as patch, pytest.raises(PowerCut):
-        patch.setattr(sitting.Sitting, moment, lambda *_: power_cut())
+        patch.setattr(owner, moment, lambda *_: power_cut())
         launch(config, run_dir=tmp_path / "cut", quiet=True)
     continued = resume(tmp_path / "cut", quiet=True)
     assert continued.finished and continued.evaluation is not None

@@ -17,7 +17,6 @@ from typing import Any
 
 from greenroom import checkpoint
 from greenroom.algorithms import change_learning_rate
-from greenroom.baselines import BaselineReport
 from greenroom.budget import Spending
 from greenroom.config import to_dict
 from greenroom.control import Control, Pending, Request, control, name_of
@@ -87,7 +86,7 @@ class Sitting:
         Args:
             news: what `train(run)` yields.
         """
-        evaluation, comparison = None, None
+        evaluation = None
         try:
             with (
                 self.display,
@@ -117,7 +116,6 @@ class Sitting:
                 self._save()
                 if self.run.finished:
                     self.ending, evaluation = None, self._evaluate()
-                    comparison = self._report()
         except EnvironmentFault as error:
             self._check_finite()  # a diverged policy's actions may well be the reason
             self._postmortems.conclude(error)
@@ -126,6 +124,9 @@ class Sitting:
             self._spending.note()
             self._journal.close()
             self._examiner.close()
+        # After all else: a run with a curve is complete, whenever it is killed.
+        with interrupts(self.display.say):
+            comparison = report(self.run, self.folder, self.display.say) if self.run.finished else None
         return Outcome(
             folder=self.folder,
             finished=self.run.finished,
@@ -316,9 +317,6 @@ class Sitting:
         if self._journal.waiting:
             lost.append(f"{self._journal.waiting} log lines")
         return " and ".join(lost)
-
-    def _report(self) -> BaselineReport | None:
-        return report(self.run, self.folder, self.display.say)
 
 
 def _passed(interval: int, before: int, now: int) -> bool:
