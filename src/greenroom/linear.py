@@ -1,8 +1,7 @@
 """Fully connected layers: `torch.nn.Linear`, by way of oneDNN where that multiplies faster than MKL.
 
-torch multiplies float32 matrices by MKL, which has AVX512 for Intel's processors only and leaves others half of what
-they can. oneDNN, by which torch convolves on all of them, makes no such difference. Its product is reached by the
-operator that torch's compiler uses.
+torch multiplies float32 matrices by MKL, which has AVX512 for Intel's processors only. oneDNN, by which torch convolves
+on all of them, makes no such difference. Its product is reached by the operator that torch's compiler uses.
 """
 
 from __future__ import annotations
