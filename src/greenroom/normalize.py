@@ -40,7 +40,7 @@ class RunningMoments(nn.Module):
 _FEW_PLANES = 4
 
 
-def _turned(x: Tensor, dtype: torch.dtype) -> Tensor:
+def _with_channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
     """A copy of pictures `[..., C, H, W]` that lies in memory as `[..., H, W, C]`."""
     planes = x.unbind(-3)
     if len(planes) > _FEW_PLANES:
@@ -87,7 +87,7 @@ class ObsNormalizer(nn.Module):
         if x.dtype != torch.uint8:
             return x.float()
         turned = self.channels_last and self._turned[name]
-        return (_turned(x, self.bytes_to) if turned else x.to(self.bytes_to)).div_(255.0)
+        return (_with_channels_last(x, self.bytes_to) if turned else x.to(self.bytes_to)).div_(255.0)
 
     def forward(self, obs: Obs) -> Obs:
         """`[N, ...]` in, float32 of the same shapes out; of bytes, `bytes_to`."""
