@@ -73,7 +73,7 @@ def test_every_algorithm_learns_the_same_compiled(algo: str) -> None:
 
 
 @needs_compiler
-@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="needs a torch with oneDNN's products")
+@pytest.mark.skipif(not linear.HAS_ONEDNN, reason="needs a torch with oneDNN's products")
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
 def test_products_by_way_of_onednn_are_so_compiled(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
     eager = learned(SETTINGS[algo], spec_for(algo))

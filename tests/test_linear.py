@@ -12,9 +12,7 @@ from greenroom import linear
 from greenroom.linear import Linear
 
 # Whatever this machine's processor: torch has the operator wherever it has oneDNN.
-pytestmark = pytest.mark.skipif(
-    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="needs a torch with oneDNN's products"
-)
+pytestmark = pytest.mark.skipif(not linear.HAS_ONEDNN, reason="needs a torch with oneDNN's products")
 
 
 @pytest.fixture

@@ -15,7 +15,9 @@ from torch.nn.functional import linear
 
 from greenroom import machine
 
-_SLOW = machine.slow_products() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+HAS_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+"""Whether this torch has the operator."""
+_SLOW = HAS_ONEDNN and machine.slow_products()
 _LARGE = 2**16
 """Elements of a layer's inputs or outputs from which on the way to oneDNN, which is longer, pays."""
 

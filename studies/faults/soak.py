@@ -16,6 +16,7 @@ from faults.processes import COLLECTOR, WORKER, Failure, Place, Trainer, command
 from greenroom import checkpoint
 from greenroom.control import Request, ask
 from greenroom.errors import ExitCode, UserError
+from greenroom.lines import read_log
 
 SAMPLE_SECONDS = 10.0
 GROWTH = 0.01
@@ -109,7 +110,7 @@ def _finish(one: _Soaked) -> dict[str, Any]:
     if (code := one.trainer.wait()) != ExitCode.STOPPED:
         raise Failure(f"{one.name} ended with exit code {code}: {one.trainer.said[-500:]}")
     record = {"run": one.name, "command": f"greenroom train {RUNS[one.name]} {_COMMON}", **judge(one.samples)}
-    record["evaluations"] = len((one.run / "evaluations.jsonl").read_text().splitlines())
+    record["evaluations"] = len(read_log(one.run / "evaluations.jsonl"))
     record["samples"] = [
         [round(s["seconds"]), s["env_steps"], *(round(s[key] / scale, 2) for key, scale in _COLUMNS)]
         for s in one.samples

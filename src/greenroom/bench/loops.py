@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from greenroom.bench.peers import Task, ask_peer, ways
+from greenroom.bench.peers import Task, ask_peer, ways, with_policy
 from greenroom.bench.report import Cell, Findings, Settings, Table, ratio
 from greenroom.compiling import why_not
 from greenroom.config import RunConfig
@@ -38,7 +38,7 @@ def atari(settings: Settings) -> Findings:
     found = Findings()
     networks: dict[str, NetworkConfig] = {"nips": Nips(), "nature": Nature(), "impala × 2": Impala(width=2)}
     for name, network in networks.items():
-        chosen = dataclasses.replace(config, policy=dataclasses.replace(config.policy, network=network))
+        chosen = with_policy(config, network=network)
         title = f"Atari, PAAC ({name}, 256 actors, 5 steps)"
         goal = "Target with nips: ÷ env at least 0.9."
         found += against_bound(title, chosen, ways(chosen), settings, target=goal)[0]
@@ -57,10 +57,7 @@ def _convolutional() -> dict[str, RunConfig]:
     configs = {name: preset(name, "ALE/Pong-v5") for name in ("paac", "atari-ppo", "atari-pqn")}
     paac = configs["paac"]
     larger: dict[str, NetworkConfig] = {"nature": Nature(), "impala": Impala()}
-    return configs | {
-        f"paac, {name}": dataclasses.replace(paac, policy=dataclasses.replace(paac.policy, network=network))
-        for name, network in larger.items()
-    }
+    return configs | {f"paac, {name}": with_policy(paac, network=network) for name, network in larger.items()}
 
 
 def arithmetic(settings: Settings) -> Findings:
@@ -69,11 +66,7 @@ def arithmetic(settings: Settings) -> Findings:
     slices: dict[str, tuple[float, ...]] = {}
     for name, config in _convolutional().items():
         works: dict[str, Work] = {
-            column: learner(
-                dataclasses.replace(
-                    config, policy=dataclasses.replace(config.policy, precision=precision, channels_last=channels_last)
-                )
-            )
+            column: learner(with_policy(config, precision=precision, channels_last=channels_last))
             for column, (precision, channels_last) in _ARITHMETICS.items()
         }
         rates = interleaved(works, seconds=settings.seconds, repeats=settings.repeats)

@@ -129,10 +129,13 @@ def _limit(settings: Settings) -> float:
 def _atari(name: str, task: Task) -> dict[str, RunConfig]:
     """NatureCNN on Pong, in the three ways to collect; and in the arithmetic that the peers use everywhere."""
     base = preset(name, "ALE/Pong-v5")
-    policy = dataclasses.replace(base.policy, network=Nature())
-    base = _sized(dataclasses.replace(base, policy=policy), task)
-    float32 = dataclasses.replace(base, policy=dataclasses.replace(policy, precision="float32"))
-    return ways(base) | {"sync, float32": float32}
+    base = _sized(with_policy(base, network=Nature()), task)
+    return ways(base) | {"sync, float32": with_policy(base, precision="float32")}
+
+
+def with_policy(config: RunConfig, **changes: Any) -> RunConfig:
+    """The run with other settings of its policy."""
+    return dataclasses.replace(config, policy=dataclasses.replace(config.policy, **changes))
 
 
 def ways(config: RunConfig) -> dict[str, RunConfig]:
