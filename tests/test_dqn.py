@@ -251,7 +251,7 @@ def test_importance_weights_the_loss_and_errors_become_priorities(monkeypatch: p
         discount=torch.full((6,), 0.5),
         successor=torch.ones(6, 1),
         index=torch.tensor([7, 3, 5]),  # three sequences of two steps
-        weight=torch.tensor([1.0, 0.5, 0.0]),
+        weight=torch.tensor([1.0, 0.5, 0.0]),  # nothing is learned from the last one, by way of its priority neither
     )
     error = (outputs[:, 0] - (torch.arange(6.0) + 0.5)).detach()
     metrics = algorithm._update(lesson)
@@ -261,7 +261,8 @@ def test_importance_weights_the_loss_and_errors_become_priorities(monkeypatch: p
     ((index, priority),) = told
     assert index.tolist() == [7, 3, 5]
     first, second = error.abs().view(2, 3)
-    torch.testing.assert_close(priority, 0.9 * torch.maximum(first, second) + 0.1 * (first + second) / 2)
+    expected = 0.9 * torch.maximum(first, second) + 0.1 * (first + second) / 2
+    torch.testing.assert_close(priority, expected * torch.tensor([1.0, 1.0, 0.0]))
 
 
 def test_noise_is_the_learner_s_own() -> None:

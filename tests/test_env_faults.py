@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -33,6 +33,7 @@ from greenroom.envs.worker import CALL
 from greenroom.envs.workers import WorkersEnvironment
 from greenroom.errors import EnvironmentFault, ExitCode, UserError
 from greenroom.evaluation import evaluate
+from greenroom.memory import Memory
 from greenroom.networks import Mlp
 from greenroom.policy import ActorCritic, PolicyConfig
 from greenroom.postmortem import reproduce
@@ -465,10 +466,10 @@ def test_stages_refuse_what_they_cannot_do() -> None:
             FaultConfig(**wrong)
 
 
-def collector(length: int = 8, *, groups: int = 1, **kwargs: Any) -> Collector:
+def collector(length: int = 8, *, groups: int = 1, memory: Memory = Memory(), **kwargs: Any) -> Collector:
     faults = dataclasses.replace(RESTART, max_env_restarts=10**6)
     environments = [stage_of("inline", faults, **kwargs) for _ in range(groups)]
-    policy = ActorCritic(PolicyConfig(network=Mlp(hidden=(4,))), environments[0].spec, "float32")
+    policy = ActorCritic(PolicyConfig(network=Mlp(hidden=(4,)), memory=memory), environments[0].spec, "float32")
     return Collector(environments, policy, rollout_length=length, seed=1, device=torch.device("cpu"))
 
 
@@ -500,13 +501,42 @@ def check_dropped(rollout: Rollout) -> None:
             assert bool(dropped[t, column]) == bool(ends and float(rollout.reward[ends[0], column]) == 0.0)
 
 
-def test_a_rollout_of_nothing_but_failures_is_not_handed_out() -> None:
-    source = collector(length=4, chance=0.3)
+@pytest.mark.parametrize("kind", ["none", "gru"])
+def test_a_rollout_with_nothing_to_learn_from_is_not_handed_out(kind: Literal["none", "gru"]) -> None:
+    """With a memory whole sequences are learned from; without one, any step will do, where every actor failed too."""
+    source = collector(length=4, chance=0.3, memory=Memory(memory=kind))
+    everybody_failed = 0
     for _ in range(20):
         rollout = next(source)
-        assert rollout.dropped is None or not bool(rollout.dropped.any(0).all())
+        if rollout.dropped is not None:
+            failed = bool(rollout.dropped.any(0).all())
+            assert not bool(rollout.dropped.all()) and not (failed and kind == "gru")
+            everybody_failed += failed
+    assert bool(everybody_failed) == (kind == "none")
     assert sum(len(next(source).faults) for _ in range(5)) > 0
     source.close()
+
+
+def test_failures_that_leave_nothing_to_learn_from_come_to_an_end() -> None:
+    source = collector(length=4, chance=1.0)
+    with pytest.raises(EnvironmentFault, match="nothing to learn from in 10 rollouts in a row") as caught:
+        next(source)
+    assert caught.value.fault is not None and len(caught.value.mended) == 10 * 4 * source.num_envs - 1
+    source.close()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("collect", ["sync", "overlap"])
+def test_every_failure_is_on_file_when_one_too_many_ends_the_run(
+    stage: str, collect: Literal["sync", "overlap"], tmp_path: Path
+) -> None:
+    """Those, too, that came before it in the same rollout, of which the loop never hears."""
+    limited = dataclasses.replace(RESTART, max_env_restarts=7)
+    config = flaky_run(stage, collect=collect, rollout_length=512, total_steps=10_000, faults=limited)
+    with pytest.raises(EnvironmentFault, match="failure number 8 of this sitting, max_env_restarts is 7"):
+        launch(config, run_dir=tmp_path / "run", quiet=True)
+    files = sorted((tmp_path / "run" / "faults").iterdir())
+    assert len(files) == 8 and all(reproduce(path).same for path in files)
 
 
 def test_unfinished_reaches_back_to_the_last_cut() -> None:

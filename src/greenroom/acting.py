@@ -20,8 +20,8 @@ from torch import Tensor
 from greenroom.crossing import Crossing
 from greenroom.envs.base import Environment, Snapshotable
 from greenroom.envs.snapshot import NotSnapshotable
-from greenroom.errors import Fault, UserError
-from greenroom.policy import Actor
+from greenroom.errors import EnvironmentFault, Fault, UserError
+from greenroom.policy import Trainee
 from greenroom.seeding import derive, generator, restore
 from greenroom.types import Decision, Episodes, Obs, Rollout, State, Step, cat_obs, len_obs, map_obs, parts_of, restart
 
@@ -66,6 +66,10 @@ class Source(Collecting, Protocol):
     def __next__(self) -> Rollout:
         """The next rollout; its memory is the source's."""
         ...
+
+
+_FRUITLESS = 10
+"""So many rollouts in a row without anything to learn from end a run."""
 
 
 class Empty(Protocol):
@@ -145,7 +149,8 @@ class _Ended:
     obs: Obs
     state: State
     episodes: Episodes
-    faults: tuple[Fault, ...]
+    lost: Sequence[int]
+    """Environments of the run that were started anew in this step."""
 
 
 def _moved(fault: Fault, by: int) -> Fault:
@@ -184,7 +189,7 @@ class Collector:
     def __init__(
         self,
         groups: Sequence[Environment],
-        policy: Actor,
+        policy: Trainee,
         *,
         rollout_length: int,
         seed: int,
@@ -216,7 +221,8 @@ class Collector:
                 for _ in range(memories)
             ]
         )
-        self._untold: tuple[Fault, ...] = ()
+        self._untold: list[Fault] = []
+        """What was mended and no rollout has told yet."""
         self.begun_anew = ""
         """Why new episodes began when a state was last loaded, in words; empty if the saved ones went on."""
 
@@ -231,12 +237,32 @@ class Collector:
         return self
 
     def __next__(self) -> Rollout:
-        """Act for T steps in every environment. Where each of them failed there is nothing to learn: the next one."""
+        """Act for T steps in every environment. Where failures left nothing to learn from: the next one.
+
+        Raises:
+            EnvironmentFault: an environment has failed and is not mended, or nothing is left again and again.
+        """
         memory = next(self._memories)
-        while (rollout := self._act(memory)).dropped is not None and bool(rollout.dropped.any(0).all()):
-            self._untold = rollout.faults
-        self._untold = ()
-        return rollout
+        try:
+            for _ in range(_FRUITLESS):
+                rollout = self._act(memory)
+                if not self._fruitless(rollout.dropped):
+                    self._untold = []
+                    return rollout
+            last = self._untold.pop()
+            raise EnvironmentFault(
+                f"{last.what}; failures like this left nothing to learn from in {_FRUITLESS} rollouts in a row. Mend the "
+                "environment, or take more actors or shorter rollouts (--num-envs, --rollout-length)",
+                index=last.index,
+                fault=last,
+            )
+        except EnvironmentFault as error:
+            error.mended, self._untold = (*self._untold, *error.mended), []
+            raise
+
+    def _fruitless(self, dropped: Tensor | None) -> bool:
+        """Whether not one step is left to learn from; for a memory, not one actor's whole sequence."""
+        return dropped is not None and bool((dropped.any(0) if self.policy.remembers else dropped).all())
 
     def _act(self, memory: _Memory) -> Rollout:
         memory.begin(self._obs)
@@ -251,7 +277,6 @@ class Collector:
                 self._decide(memory, number, t)
         ended += [self._receive(memory, number, self.length - 1) for number in numbers]
         self._obs = map_obs(lambda part: part[self.length], memory.obs)
-        faults = tuple(fault for part in ended for fault in part.faults)
         told = memory.told()
         return Rollout(
             obs=memory.obs,
@@ -264,14 +289,16 @@ class Collector:
             final_state={name: torch.cat([part.state[name] for part in ended]) for name in state},
             version=self.version,
             episodes=_joined([part.episodes for part in ended]),
-            faults=self._untold + faults,
-            dropped=self._dropped(told["terminated"] | told["truncated"], ended) if faults else None,
+            faults=tuple(self._untold),
+            dropped=self._dropped(told["terminated"] | told["truncated"], ended),
         )
 
-    def _dropped(self, cut: Tensor, ended: Sequence[_Ended]) -> Tensor:
+    def _dropped(self, cut: Tensor, ended: Sequence[_Ended]) -> Tensor | None:
+        if not any(part.lost for part in ended):
+            return None
         lost = torch.zeros_like(cut)
         for number, part in enumerate(ended):  # in turn all groups' first steps, their second ones, …
-            lost[number // len(self.groups), [index for fault in part.faults for index in fault.restarted]] = True
+            lost[number // len(self.groups), part.lost] = True
         return unfinished(lost, cut)
 
     def _decide(self, memory: _Memory, number: int, t: int) -> None:
@@ -291,8 +318,14 @@ class Collector:
     def _receive(self, memory: _Memory, number: int, t: int) -> _Ended:
         """Take in one group's step t. What ended in it is returned in our own memory: the stage's is used again."""
         start = time.perf_counter()
-        step = self.groups[number].recv()
         columns = self._columns[number]
+        try:
+            step = self.groups[number].recv()
+        except EnvironmentFault as error:
+            error.mended = tuple(_moved(fault, columns.start) for fault in error.mended)
+            raise
+        faults = [_moved(fault, columns.start) for fault in step.faults]
+        self._untold += faults
         memory.store_step(t, columns, step, self._crossings[number])
         # With one group nothing else could be done meanwhile: that is the environments' time. With more it is a wait.
         self.time_split["env" if len(self.groups) == 1 else "wait"] += time.perf_counter() - start
@@ -300,7 +333,7 @@ class Collector:
             obs=map_obs(lambda part: part.to(self.device, copy=True), step.final_obs),
             state=self._restart(columns, step),
             episodes=replace(step.episodes, index=step.episodes.index + columns.start),
-            faults=tuple(_moved(fault, columns.start) for fault in step.faults),
+            lost=[index for fault in faults for index in fault.restarted],
         )
 
     def _restart(self, columns: slice, step: Step) -> State:

@@ -305,7 +305,7 @@ def _sendable(error: Exception) -> tuple[Exception, str]:
     trace = "".join(traceback.format_exception(error))
     if isinstance(error, EnvironmentFault):
         own = EnvironmentFault(str(error), index=error.index, fault=error.fault)
-        own.own_traceback = traceback_of(error)
+        own.own_traceback, own.mended = traceback_of(error), error.mended
         return own, trace
     try:
         pickle.loads(pickle.dumps(error))

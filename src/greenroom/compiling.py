@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from greenroom.errors import UserError
-from greenroom.policy import Actor
+from greenroom.policy import Trainee
 from greenroom.types import Decision, Obs, State
 
 _MARK = "greenroom_compilable"
@@ -59,10 +59,15 @@ class CompiledActor:
         policy: whose `act` may be decorated with `torch.no_grad()` and with nothing else.
     """
 
-    def __init__(self, policy: Actor) -> None:
+    def __init__(self, policy: Trainee) -> None:
         self._policy = policy
         # Without its decorator, whose code all policies share.
         self._act: Callable[..., Decision] = _compiled(MethodType(inspect.unwrap(type(policy).act), policy))
+
+    @property
+    def remembers(self) -> bool:
+        """As the policy."""
+        return self._policy.remembers
 
     def initial_state(self, num_envs: int) -> State:
         """The policy's."""

@@ -171,6 +171,9 @@ class ContinuousPolicy(nn.Module):
         initialise(body, settings.initialisation, math.sqrt(2.0))
         initialise(self.actor.head, settings.initialisation, 0.01)
 
+    remembers = False
+    """It cannot have a memory."""
+
     def initial_state(self, num_envs: int) -> State:
         """Nothing: it has no memory."""
         return {}

@@ -55,12 +55,14 @@ class EnvironmentFault(UserError):
         index: which environment, where one is to blame.
         own_traceback: the environment's, if it failed in another process; None: the exception's cause has it.
         fault: how it came about, where the stage can tell.
+        mended: what failed before it and was mended, and nobody has heard of yet.
     """
 
     def __init__(self, message: str, *, index: int | None = None, fault: Fault | None = None) -> None:
         super().__init__(message)
         self.index, self.fault = index, fault
         self.own_traceback: str | None = None
+        self.mended: tuple[Fault, ...] = ()
 
 
 class DiskError(UserError):

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from greenroom.algorithms.rewards import Rewards
 from greenroom.control import Request
 from greenroom.errors import UserError
 from greenroom.evaluation import Evaluation
@@ -287,8 +288,6 @@ def _leaf(config: Any, name: str) -> Any:
 
 def _reward_scale(run: Run) -> float:
     """What the learner multiplies rewards with now."""
-    scale = float(_leaf(run.config.algorithm, "reward_scale") or 1.0)
-    rewards = getattr(run.algorithm, "rewards", None)
-    scaler = rewards.state_dict() if rewards is not None else {}
-    variance = next((float(value) for name, value in scaler.items() if name.endswith("var")), None)
-    return scale if variance is None else scale / math.sqrt(variance + 1e-8)
+    rewards = getattr(run.algorithm, "rewards", None)  # which an algorithm of a user's own may use for anything
+    fixed = float(_leaf(run.config.algorithm, "reward_scale") or 1.0)
+    return fixed * rewards.scale if isinstance(rewards, Rewards) else fixed

@@ -121,6 +121,11 @@ class RewardScaler(nn.Module):
         self.moments = RunningMoments(())
         self.register_buffer("running", torch.zeros(num_envs))
 
+    @property
+    def scale(self) -> Tensor:
+        """What rewards are multiplied with now, a scalar on the device."""
+        return torch.rsqrt(self.moments.var + 1e-8).float()
+
     @torch.no_grad()
     def forward(self, reward: Tensor, cut: Tensor, kept: Callable[[Tensor], Tensor] = _all) -> Tensor:
         """Take in rewards `[T, B]` and episode ends `[T, B]`; returns the scaled rewards.
@@ -138,4 +143,4 @@ class RewardScaler(nn.Module):
             running = returns[t] * carry[t]
         self.running.copy_(running)
         self.moments.update(kept(returns.flatten()))
-        return reward * torch.rsqrt(self.moments.var + 1e-8).float()
+        return reward * self.scale

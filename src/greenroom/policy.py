@@ -32,7 +32,16 @@ class Actor(Protocol):
         ...
 
 
-class Policy(Actor, Protocol):
+class Trainee(Actor, Protocol):
+    """An actor that learns from what it does."""
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it has a memory, so that it learns from whole sequences."""
+        ...
+
+
+class Policy(Trainee, Protocol):
     """What is trained and shipped: an `nn.Module` that acts."""
 
     normalizer: ObsNormalizer
@@ -245,6 +254,11 @@ class ActorCritic(nn.Module):
             initialise(body, config.initialisation, math.sqrt(2.0))
         initialise(self.head, config.initialisation, 0.01)
         initialise(self.value_head, config.initialisation, 1.0)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it has a memory."""
+        return self.body.memory is not None
 
     def initial_state(self, num_envs: int) -> State:
         """What every episode starts with: nothing, or the memory's zeros."""

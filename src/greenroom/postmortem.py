@@ -41,13 +41,19 @@ class Postmortems:
         Raises:
             EnvironmentFault: of two groups of environments, each of which counts its own, it is one too many.
         """
-        for fault in faults:
-            self._tolerance.count(fault)
+        for number, fault in enumerate(faults):
+            try:
+                self._tolerance.count(fault)
+            except EnvironmentFault as error:
+                error.mended = tuple(faults[number + 1 :])
+                raise
             anew = f"started anew, {self._tolerance.failures} of at most {self._config.faults.max_env_restarts} times"
             self._say(f"{fault.what}; {anew}{self._keep(fault)}")
 
     def conclude(self, error: EnvironmentFault) -> None:
-        """This one ends the run: its message also tells where the file is."""
+        """This one ends the run: its message also tells where the file is. What was mended just before it is told."""
+        for fault in error.mended:
+            self._say(f"{fault.what}; started anew{self._keep(fault)}")
         if error.fault is not None:
             error.args = (f"{error}{self._keep(error.fault)}",)
 

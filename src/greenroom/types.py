@@ -138,7 +138,8 @@ class Rollout:
     dropped: Tensor | None = None
     """bool `[T, B]`: not to be learned from, because the environment failed before the episode ended. None: nothing.
 
-    At least one environment has no such step. Each stretch of them ends with a truncation.
+    Some step is left; where the policy has a memory, some environment has no such step at all. Each stretch of them
+    ends with a truncation.
     """
 
     @property

@@ -274,6 +274,11 @@ class QPolicy(nn.Module):
         initialise(self.body, config.initialisation, math.sqrt(2.0))
         self.head.initialise(config.initialisation)
 
+    @property
+    def remembers(self) -> bool:
+        """Whether it has a memory."""
+        return self.body.memory is not None
+
     def initial_state(self, num_envs: int) -> State:
         """What every episode starts with: the memory's zeros, and the actor's number, which tells its ε."""
         return {**self.body.initial_state(num_envs), "actor": torch.arange(num_envs, device=self.epsilon.device)}

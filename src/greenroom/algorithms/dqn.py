@@ -68,7 +68,7 @@ class DQNConfig:
         self, policy: QPolicy, *, spec: EnvSpec, num_envs: int, rollout_length: int, total_steps: int, seed: int
     ) -> DQN:
         """The algorithm; `seed` is of what is drawn from the replay and of the head's noise."""
-        if policy.body.memory is not None:
+        if policy.remembers:
             self.sequences.check(self.drawing, self.replay, num_envs=num_envs, rollout_length=rollout_length)
         return DQN(self, policy, spec=spec, num_envs=num_envs, total_steps=total_steps, seed=seed)
 
@@ -136,7 +136,8 @@ class DQN:
         loss, priority, metrics = self._loss(lesson)
         grad_norm = self.updater.step(loss)
         self.target.follow()
-        self.replay.update_priorities(lesson.index, priority)
+        # Of a sequence that must not be learned from, nothing may be learned this way either.
+        self.replay.update_priorities(lesson.index, priority * (lesson.weight > 0.0))
         return metrics | {"grad_norm": grad_norm}
 
     @compilable

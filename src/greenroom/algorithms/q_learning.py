@@ -113,8 +113,9 @@ class PQNConfig:
         self, policy: QPolicy, *, spec: EnvSpec, num_envs: int, rollout_length: int, total_steps: int, seed: int
     ) -> QLearner:
         """The algorithm; `seed` orders the minibatches."""
-        whole = policy.body.memory is not None
-        check_minibatches(self.minibatches, whole=whole, num_envs=num_envs, rollout_length=rollout_length)
+        check_minibatches(
+            self.minibatches, whole=policy.remembers, num_envs=num_envs, rollout_length=rollout_length
+        )
         return QLearner(
             self,
             policy,
@@ -158,9 +159,9 @@ class QLearner:
     def learn(self, rollout: Rollout) -> dict[str, Tensor]:
         """`epochs × minibatches` updates; returns their mean metrics, scalars on the device."""
         rate = self.updater.advance(rollout.reward.numel())
-        whole = self.policy.body.memory is not None
-        rows = rows_of(rollout, whole=whole, action=rollout.action, target=self._targets(rollout))
-        rows = rows.without(rollout.dropped)
+        rows = rows_of(
+            rollout, whole=self.policy.remembers, action=rollout.action, target=self._targets(rollout)
+        ).without(rollout.dropped)
         updates: list[dict[str, Tensor]] = []
         for _ in range(self.epochs):
             updates += [self._update(part) for part in rows.minibatches(self.minibatches, self._generator)]

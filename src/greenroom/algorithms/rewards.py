@@ -36,6 +36,11 @@ class Rewards:
         device = next(policy.parameters()).device
         self._scaler = RewardScaler(num_envs, config.gamma).to(device) if config.scale_rewards else None
 
+    @property
+    def scale(self) -> float:
+        """What rewards are multiplied with now."""
+        return 1.0 if self._scaler is None else float(self._scaler.scale)
+
     def __call__(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Reward and discount, float `[T, B]`."""
         reward = rollout.reward if self._scaler is None else self._scaler(rollout.reward, rollout.cut, rollout.kept)

@@ -39,7 +39,7 @@ class InlineEnvironment:
         self._cast.enter(board)
         self._started = self._sent = False
         self._untold: list[Fault] = []
-        """What failed in the reset; the next step tells of it."""
+        """What was mended and no step has told yet."""
         self._can_snapshot: bool | None = None
 
     @property
@@ -57,9 +57,11 @@ class InlineEnvironment:
         """Start B new episodes, environment i from the seed derived for it. Returns obs `[B, ...]`."""
         seeds = env_seeds(seed, self.num_envs)
         self._tensors.started(seeds)
+        self._untold = []  # of episodes that nobody goes on with
         with self._explaining_faults():
             self._cast.reset(seeds)
-        self._untold = before_the_step([self._tensors.restarted(report) for report in self._cast.reports()])
+            self._take_in()
+        self._untold = before_the_step(self._untold)
         self._started, self._sent = True, False
         return self._tensors.obs()
 
@@ -78,8 +80,9 @@ class InlineEnvironment:
         with self._explaining_faults():
             for _ in self._cast.step():
                 pass
-        untold, self._untold = self._untold, []
-        return self._tensors.step([*untold, *(self._tensors.restarted(report) for report in self._cast.reports())])
+            self._take_in()
+        faults, self._untold = self._untold, []
+        return self._tensors.step(faults)
 
     def state_dict(self) -> dict[str, object]:
         """Every environment's state and the running episodes.
@@ -105,12 +108,18 @@ class InlineEnvironment:
         self._cast.close()
         self._started = self._sent = False
 
+    def _take_in(self) -> None:
+        """Note the failures that were mended."""
+        for report in self._cast.reports():
+            self._untold.append(self._tensors.restarted(report))
+
     @contextlib.contextmanager
     def _explaining_faults(self) -> Iterator[None]:
         try:
             yield
         except EnvironmentFault as error:
             self._tensors.explain(error)
+            error.mended = tuple(self._untold)
             raise
 
     def _start(self) -> None:

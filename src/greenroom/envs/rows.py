@@ -98,8 +98,12 @@ class Rows:
         if not self._restarts:
             others = f"; {len(faults) - 1} other environments have failed too" if len(faults) > 1 else ""
             raise EnvironmentFault(faults[0].what + others, index=indices[0], fault=faults[0])
-        for fault in faults:
-            self._tolerance.count(fault)
+        for number, fault in enumerate(faults):
+            try:
+                self._tolerance.count(fault)
+            except EnvironmentFault as error:
+                error.mended = tuple(faults[:number])
+                raise
         return rows, tuple(faults)
 
     def _fault(self, index: int, what: str, step: int) -> Fault:

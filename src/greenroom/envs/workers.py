@@ -102,9 +102,9 @@ class WorkersEnvironment:
         size = board_bytes(layout, num_envs, hired)
         os.ftruncate(self._crew.memory, size)
         self._board = self._crew.board = Board(layout, num_envs, hired, mmap.mmap(self._crew.memory, size))
-        self._tensors = BoardTensors(self._board, layout, faults.max_env_restarts)
         self._mended: list[Fault] = []
         """What failed since the last step; the next one tells of it."""
+        self._tensors = BoardTensors(self._board, layout, faults.max_env_restarts)
         if self._own is not None:
             self._own.enter(self._board)
         with self._closing_at_faults():
@@ -231,8 +231,8 @@ class WorkersEnvironment:
     def _take_in(self, reports: Sequence[Report], answers: Mapping[int, Sequence[Report]]) -> None:
         """Note the failures that processes have mended: this one, and the workers by their numbers."""
         with self._closing_at_faults():
-            for told in (reports, *(answers[worker] for worker in sorted(answers))):
-                self._mended += [self._tensors.restarted(report) for report in told]
+            for report in (*reports, *(report for worker in sorted(answers) for report in answers[worker])):
+                self._mended.append(self._tensors.restarted(report))
 
     def _mending(self, attempt: Callable[[], T]) -> T:
         """What `attempt` returns, tried again whenever a worker is lost meanwhile and has been replaced."""
@@ -266,7 +266,8 @@ class WorkersEnvironment:
                     seeds = self._note(another, indices)
                 else:
                     self._replace(another)
-        self._mended += [self._tensors.restarted(report) for report in again]
+        for report in again:
+            self._mended.append(self._tensors.restarted(report))
 
     def _note(self, lost: WorkerLost, indices: range) -> dict[int, int]:
         assert lost.index is not None
@@ -284,6 +285,7 @@ class WorkersEnvironment:
         except Exception as error:
             if isinstance(error, EnvironmentFault) and hasattr(self, "_tensors"):
                 self._tensors.explain(error)
+                error.mended = tuple(self._mended)
             self.close()
             raise
 
