@@ -107,6 +107,8 @@ class TalkingPolicy:
     It remembers how many actions it has taken in the episode, counting from 5 so that a state of zeros is wrong.
     """
 
+    remembers = False
+
     def __init__(self, spread: int = 0) -> None:
         self.spread = spread
 

@@ -357,6 +357,8 @@ def dict_probe() -> Iterator[Environment]:
 
 
 class Zero:
+    remembers = False
+
     def initial_state(self, num_envs: int) -> State:
         return {}
 

@@ -374,6 +374,7 @@ def test_a_part_is_read_without_the_large_tensors_of_the_rest(tmp_path: Path) ->
 def test_what_is_not_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not a checkpoint \(no manifest.json\); give a step_"):
         checkpoint.load(tmp_path / "nowhere")
+    (tmp_path / "run").mkdir()
     path = small_checkpoint(tmp_path / "run" / "checkpoints")
     for wrong in (tmp_path / "run", tmp_path / "run" / "checkpoints"):
         with pytest.raises(UserError, match=f"it holds checkpoints: give one, such as {re.escape(str(path))}"):

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from greenroom import checkpoint
 from greenroom.cli import main
 from greenroom.commands.live import parse_change
 from greenroom.config import load_file
-from greenroom.control import LIMIT, SOCKET, NoAnswer, NotLive, Request, ask, control, parse
+from greenroom.control import LIMIT, SOCKET, NoAnswer, NotLive, Pending, Request, ask, control, parse
 from greenroom.errors import ExitCode, UserError
 from greenroom.folder import RunFolder, trainer_of
 from greenroom.status import look
@@ -143,7 +144,10 @@ def test_an_operator_works_on_a_live_run(tmp_path: Path, capsys: pytest.CaptureF
     assert (told["state"], told["process"], told["rollbacks"], told["interventions"]) == ("stopped", None, 1, 9)
     assert not (run / SOCKET).exists()
     assert main(["pause", str(run)]) == 2
-    assert f"not being trained now; continue it with: greenroom resume {run}" in capsys.readouterr().err
+    assert (
+        f"not being trained now; if it has steps left, continue it with: greenroom resume {run}"
+        in capsys.readouterr().err
+    )
 
 
 def test_one_process_trains_in_a_folder_and_a_killed_one_blocks_nobody(
@@ -243,6 +247,29 @@ def test_the_socket_is_the_owners_only_and_gone_at_the_end(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(NotLive, match="continue it with: greenroom resume"):
         ask(tmp_path, Request(verb="status"))
+
+
+def test_who_has_left_takes_no_place_and_who_comes_too_late_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greenroom.control._GLANCE_SECONDS", 0.01)
+    with control(tmp_path, pytest.fail) as line:
+        for _ in range(3):  # as `status` does, again and again, while an evaluation goes on
+            with pytest.raises(NoAnswer):
+                ask(tmp_path, Request(verb="status"), timeout=0.01)
+        waiting = [threading.Thread(target=partial(ask, tmp_path, Request(verb="checkpoint"))) for _ in range(16)]
+        for thread in waiting:
+            thread.start()
+        asked: list[Pending] = []
+        while sum(one.request.verb == "checkpoint" for one in asked) < len(waiting):
+            if (one := line.take(5.0)) is not None:
+                asked.append(one)
+        with pytest.raises(UserError, match="16 requests wait for the run's answer already"):
+            ask(tmp_path, Request(verb="pause"))
+        for one in asked:
+            one.answer()
+        for thread in waiting:
+            thread.join()
 
 
 def test_a_folder_may_have_a_path_longer_than_a_sockets_address(tmp_path: Path) -> None:

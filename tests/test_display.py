@@ -206,11 +206,11 @@ def test_the_first_signal_asks_and_the_old_handlers_come_back(number: signal.Sig
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     lines: list[str] = []
     with interrupts(lines.append) as watch:
-        history = [watch.requested]
+        history = [watch.signal is not None]
         os.kill(os.getpid(), number)
-        history.append(watch.requested)
+        history.append(watch.signal is not None)
     assert history == [False, True]
-    assert lines == ["stopping after this update; once more to exit at once"]
+    assert lines == ["stopping after this update or evaluation; once more to exit at once"]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     with pytest.raises(KeyError), interrupts():
         raise KeyError
@@ -223,8 +223,8 @@ def test_a_signal_in_the_middle_of_printing_is_still_heard(capfd: pytest.Capture
 
     with interrupts(busy) as watch:
         os.kill(os.getpid(), signal.SIGINT)
-    assert watch.requested
-    assert capfd.readouterr().err == "\nstopping after this update; once more to exit at once\n"
+    assert watch.signal is not None
+    assert capfd.readouterr().err == "\nstopping after this update or evaluation; once more to exit at once\n"
 
 
 SECOND = """
@@ -233,7 +233,7 @@ from greenroom.display import Display, interrupts
 try:
     with Display(10) as display, interrupts(display.say) as watch:
         os.kill(os.getpid(), signal.SIGINT)
-        print("asked", watch.requested, flush=True)
+        print("asked", watch.signal is not None, flush=True)
         os.kill(os.getpid(), signal.SIGTERM)
         print("not reached", flush=True)
 finally:
@@ -245,7 +245,7 @@ def test_the_second_signal_exits_at_once() -> None:
     done = subprocess.run([sys.executable, "-c", SECOND], capture_output=True, text=True, timeout=60)
     assert done.returncode == 130
     assert done.stdout == "asked True\n"
-    assert done.stderr == "stopping after this update; once more to exit at once\n"
+    assert done.stderr == "stopping after this update or evaluation; once more to exit at once\n"
 
 
 def test_on_a_terminal_the_second_signal_gives_the_cursor_back() -> None:
@@ -278,7 +278,7 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
 
     def body() -> None:
         with interrupts() as watch:
-            seen.extend([watch.requested, signal.getsignal(signal.SIGINT)])
+            seen.extend([watch.signal is not None, signal.getsignal(signal.SIGINT)])
 
     thread = threading.Thread(target=body)
     thread.start()

@@ -49,7 +49,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "workers": {"num_workers": 2},
     "joint": {"num_workers": 2, "joint": True},
 }
-MENDED_INSIDE = ("raise", "nan", "outside", "shape", "reward", "reset")
+MENDED_INSIDE = ("raise", "leave", "nan", "outside", "shape", "reward", "reset")
 """What the process that owns the environment mends; it goes on."""
 ACTION = torch.zeros(4, dtype=torch.int64)
 
@@ -599,7 +599,7 @@ def test_the_command_line_tells_and_reproduces(
     assert main([*words, "--algo", "a2c"]) == ExitCode.ERROR
     told = capsys.readouterr().err
     assert "ValueError: the conveyor jammed\n" in told
-    assert "since seed" in told and "greenroom reproduce run/faults/0001.json" in told
+    assert "since seed" in told and f"greenroom reproduce {tmp_path}/run/faults/0001.json" in told
     content = json.loads(Path("run/faults/0001.json").read_text())
     assert (
         content["env"] == "faults.flaky:Flaky" and content["traceback"] and len(content["actions"]) == content["steps"]
@@ -660,7 +660,7 @@ def test_a_failure_of_tensors_is_told_and_cannot_be_done_again(
     assert main(["train", "spoiled", "--num-envs", "16", "--run-dir", "run", "--quiet"]) == ExitCode.ERROR
     told = capsys.readouterr().err
     assert "the reward holds NaN or infinity; it was given the action" in told
-    assert "on file as run/faults/0001.json" in told and "greenroom reproduce" not in told
+    assert f"on file as {tmp_path}/run/faults/0001.json" in told and "greenroom reproduce" not in told
     assert main(["reproduce", "run/faults/0001.json"]) == ExitCode.ERROR
     refused = capsys.readouterr().err
     assert "kept no actions" in refused and "the reward holds NaN or infinity" in refused

@@ -159,7 +159,8 @@ def test_asked_for_stage_is_given(open_stage: Any) -> None:
     [
         ("CartPol-v1", {}, "unknown environment 'CartPol-v1'; did you mean 'CartPole-v1'"),
         ("CartPol-v1", {"stage": "inline"}, "unknown environment 'CartPol-v1'; did you mean 'CartPole-v1'"),
-        ("CartPole", {}, "did you mean 'CartPole-v1'"),
+        ("CartPol-v1", {}, "did you mean 'CartPole-v1'"),
+        ("cartpole-V1", {}, "did you mean 'CartPole-v1'"),
         ("lost-sale", {}, "did you mean 'lost-sales'"),
         ("xyzzy", {}, "unknown environment 'xyzzy'; `greenroom list`"),
         ("CartPole-v1", {"stage": "worker"}, "unknown stage 'worker'; did you mean 'workers'"),

@@ -1,9 +1,31 @@
-"""`python -m greenroom`: the same as the command `greenroom`."""
+"""The command `greenroom`, also as `python -m greenroom`.
+
+Loading takes a second or two, in which Ctrl-C must neither show where in a library that was, nor be swallowed there.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from types import FrameType
 
-from greenroom.cli import main
 
-sys.exit(main())
+def _leave(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"greenroom: interrupted\n")
+    os._exit(130)
+
+
+def main() -> int:
+    """Load the command line, and run one command. Returns the exit code."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # else it is ignored, as by `nohup`, or somebody's own
+        signal.signal(signal.SIGINT, _leave)
+    from greenroom.cli import main as command
+
+    signal.signal(signal.SIGINT, before)
+    return command()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -251,8 +251,8 @@ class Collector:
                     return rollout
             last = self._untold.pop()
             raise EnvironmentFault(
-                f"{last.what}; failures like this left nothing to learn from in {_FRUITLESS} rollouts in a row. Mend the "
-                "environment, or take more actors or shorter rollouts (--num-envs, --rollout-length)",
+                f"{last.what}; failures like this left nothing to learn from in {_FRUITLESS} rollouts in a row. Mend "
+                "the environment, or take more actors or shorter rollouts (--num-envs, --rollout-length)",
                 index=last.index,
                 fault=last,
             )

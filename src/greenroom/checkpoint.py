@@ -59,7 +59,7 @@ def save(root: Path, state: Mapping[str, object], *, env_steps: int, updates: in
     transient = _encode_transient(main)
     size = sum(tensor.nbytes for part in (main, transient) for tensor in part.tensors.values())
     with _told_of(f"cannot save checkpoint {env_steps}", root, size):
-        root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(exist_ok=True)  # a run's folder that was moved away is not made anew
         _sweep(root)
         path = _free_name(root, env_steps)
         unfinished = root / f"{_UNFINISHED}{path.name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import select
@@ -21,7 +22,7 @@ from greenroom.commands.bench import Bench, bench
 from greenroom.commands.doctor import Doctor, doctor
 from greenroom.commands.options import CHOICES, Start, run_options
 from greenroom.commands.reproduce import Reproduce, reproduce
-from greenroom.config import SEAMS, RunConfig
+from greenroom.config import SEAMS, Device, RunConfig
 from greenroom.display import new_console
 from greenroom.envs.faults import traceback_of
 from greenroom.errors import EXIT_CODES, EnvironmentFault, ExitCode, UserError, nearest
@@ -67,6 +68,8 @@ class Resume:
     """A new deadline, in wall-clock seconds of the whole run; 0: none."""
     cost_budget: float | None = None
     """A new limit to what the whole run may cost; 0: none."""
+    device: Device | None = None
+    """Where the learner computes from now on, if not where it did."""
     quiet: bool = False
     """Print nothing while training."""
     debug: bool = False
@@ -89,6 +92,8 @@ class Evaluate:
     """Which one to load: `latest`, `best` (by its evaluation), or its name."""
     video: bool = False
     """Record one episode into the run's folder."""
+    device: Device | None = None
+    """Where the policy computes, if not where it was trained."""
     json: bool = False
     """Print one JSON object and nothing else."""
     debug: bool = False
@@ -128,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code, an `ExitCode`; 141 (1 from a table) if nobody reads the output to its end.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    _heed_output()
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)  # as `python -m` does: a user's own module may lie in the current directory
     errors = new_console(stderr=True)
@@ -157,6 +163,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         errors.print("greenroom: interrupted", style="red")
         return ExitCode.INTERRUPTED
+
+
+def _heed_output() -> None:
+    """Standard output may be closed, or know less letters than we use: that spoils no command."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for as long as the process lives
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _reader_has_left() -> bool:
@@ -189,12 +203,14 @@ def _show(outcome: Outcome) -> ExitCode:
         console.print(outcome.comparison.table())
     if outcome.findings:
         console.print(findings_table(outcome.findings))
+    from greenroom.folder import as_word
+
     say(f"run folder: {outcome.folder.path}")
     if outcome.finished:
         say(f"curve:      {outcome.folder.curve}")
     if outcome.ending is not None:
         say(f"stopped early: {outcome.ending.reason}")
-        say(f"continue with: greenroom resume {outcome.folder.path}")
+        say(f"continue with: greenroom resume {as_word(outcome.folder.path)}")
     if outcome.unsaved:
         say(f"not saved, for the disk refuses: {outcome.unsaved}")
     return outcome.code
@@ -210,6 +226,7 @@ def _resume(words: list[str]) -> ExitCode:
             total_steps=options.total_steps,
             deadline=options.deadline,
             cost_budget=options.cost_budget,
+            device=options.device,
             quiet=options.quiet,
         )
     )
@@ -227,6 +244,7 @@ def _evaluate(words: list[str]) -> None:
         greedy=options.greedy,
         which=options.checkpoint,
         video=options.video,
+        device=options.device,
     )
     if options.json:
         print(json.dumps(report.to_json()))

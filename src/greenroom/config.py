@@ -42,6 +42,7 @@ SEAMS: dict[Any, dict[str, type]] = {
 KINDS: dict[str, type] = {name: kind for table in SEAMS.values() for name, kind in table.items()}
 
 Sink = Literal["tensorboard", "wandb", "mlflow"]
+Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ class RunConfig:
     """Agent steps of the whole run, summed over environments."""
     seed: int = 0
     """All random draws of the run derive from it."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Where the learner computes; `auto`: a GPU if there is one."""
     threads: int = 0
     """CPU threads of tensor operations; 0: one where a gradient step has little to compute, else up to one a core."""

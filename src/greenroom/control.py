@@ -15,6 +15,7 @@ import math
 import os
 import pwd
 import queue
+import select
 import socket
 import stat
 import struct
@@ -29,6 +30,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from greenroom.errors import UserError, nearest
+from greenroom.folder import as_word
+from greenroom.forks import undo_in_forks
 
 Verb = Literal["status", "pause", "resume", "stop", "checkpoint", "rollback", "set"]
 """What may be asked for."""
@@ -41,6 +44,9 @@ _IDLE_SECONDS = 10.0
 """How long a conversation may be silent between its requests."""
 _CONVERSATIONS = 16
 """At once; who comes later is turned away."""
+_GLANCE_SECONDS = 1.0
+"""Between two looks at whether whoever asked still waits."""
+_CROWDED = f"{_CONVERSATIONS} requests wait for the run's answer already; try again later"
 
 
 class NotLive(UserError):
@@ -150,7 +156,15 @@ class Pending:
 
     def refuse(self, why: str) -> None:
         """Tell whoever asks that it was not done."""
-        self.reply.set_result({"ok": False, "error": why})
+        self.reply.set_result(_refusal(why))
+
+
+def _refusal(why: str) -> dict[str, Any]:
+    return {"ok": False, "error": why}
+
+
+def _line(content: dict[str, Any]) -> bytes:
+    return json.dumps(content).encode() + b"\n"
 
 
 class Control:
@@ -167,6 +181,7 @@ class Control:
         except OSError as problem:
             say(f"no live control of this run: there can be no socket in {folder}: {problem.strerror or problem}")
         else:
+            self._forget = undo_in_forks(self._socket.close)
             threading.Thread(target=self._welcome, args=(self._socket,), name="control", daemon=True).start()
 
     def take(self, timeout: float = 0.0) -> Pending | None:
@@ -180,6 +195,7 @@ class Control:
         """Remove the socket, and turn away whoever still waits."""
         self._closed = True
         if self._socket is not None:
+            self._forget()
             with suppress(OSError):
                 os.unlink(SOCKET, dir_fd=self._folder)
             with suppress(OSError):
@@ -202,7 +218,9 @@ class Control:
             if self._free.acquire(blocking=False):
                 threading.Thread(target=self._converse, args=(connection,), name="conversation", daemon=True).start()
             else:
-                connection.close()
+                with connection, suppress(OSError):
+                    connection.setblocking(False)
+                    connection.sendall(_line(_refusal(_CROWDED)))
 
     def _converse(self, connection: socket.socket) -> None:
         try:
@@ -210,22 +228,32 @@ class Control:
                 connection.settimeout(_IDLE_SECONDS)
                 user = _owner_only(connection)
                 while line := lines.readline(LIMIT + 1):
-                    connection.sendall(json.dumps(self._ask(line, user)).encode() + b"\n")
+                    connection.sendall(_line(self._ask(line, user, connection)))
                     if len(line) > LIMIT:
                         break  # where the next request begins is anybody's guess
         finally:
             self._free.release()
 
-    def _ask(self, line: bytes, user: str) -> dict[str, Any]:
-        """Pass a request on, and wait for the run's answer."""
+    def _ask(self, line: bytes, user: str, connection: socket.socket) -> dict[str, Any]:
+        """Pass a request on, and wait for the run's answer as long as whoever asks does.
+
+        Raises:
+            BrokenPipeError: they have left. What they asked for is done all the same.
+        """
         try:
             pending = Pending(request=parse(line), user=user, reply=Future())
         except UserError as problem:
-            return {"ok": False, "error": str(problem)}
+            return _refusal(str(problem))
         self._queue.put(pending)
         if self._closed:  # it may have come too late to be turned away by `close`
             self._turn_away()
-        return pending.reply.result()
+        look = select.poll()
+        look.register(connection, 0)  # a hang-up is reported without being asked for
+        while True:
+            with suppress(TimeoutError):
+                return pending.reply.result(_GLANCE_SECONDS)
+            if look.poll(0):
+                raise BrokenPipeError
 
 
 @contextmanager
@@ -255,7 +283,7 @@ def ask(folder: Path, request: Request, *, timeout: float | None = None) -> dict
         UserError: the run refuses; the message says why.
     """
     content = {"verb": request.verb, "reason": request.reason, **request.arguments}
-    line = json.dumps(content).encode() + b"\n"
+    line = _line(content)
     if len(line) > LIMIT:
         raise UserError(f"a request has at most {LIMIT} bytes; give a shorter --reason")
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -264,14 +292,16 @@ def ask(folder: Path, request: Request, *, timeout: float | None = None) -> dict
             connection.settimeout(timeout)
             try:
                 connection.connect(_address(handle))
-                connection.sendall(line)
+                with suppress(BrokenPipeError):  # turned away: the answer says why
+                    connection.sendall(line)
                 with connection.makefile("rb") as lines:
                     answer = lines.readline()
             except TimeoutError:
                 raise NoAnswer(f"{folder} has not answered within {timeout:g} seconds: it is busy") from None
             except (FileNotFoundError, ConnectionRefusedError):
                 raise NotLive(
-                    f"{folder} is not being trained now; continue it with: greenroom resume {folder}"
+                    f"{folder} is not being trained now; if it has steps left, continue it with: greenroom resume "
+                    f"{as_word(folder)}"
                 ) from None
             except PermissionError:
                 raise UserError(f"only the owner of the run in {folder} may do that") from None

@@ -9,8 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -18,13 +19,45 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from greenroom.forks import undo_in_forks
+
 _PARTS = ("env", "act", "learn", "wait")
 _LIVE_SECONDS = 0.1
 """Shortest time between two drawings of the bar."""
 _PLAIN_SECONDS = 5.0
 """Shortest time between two lines where there is no terminal."""
 _INSISTENT = (signal.SIGINT, signal.SIGTERM)
-_STOPPING = "stopping after this update; once more to exit at once"
+_STOPPING = "stopping after this update or evaluation; once more to exit at once"
+
+
+class _StandardError:
+    """`sys.stderr` as it is at the moment. That nobody reads it, or that a disk has no room for it, must not end a run.
+
+    rich would leave the process where nobody reads (after `2>&1 | tee`, say, which Ctrl-C ends too).
+    """
+
+    @property
+    def rich_proxied_file(self) -> _StandardError:
+        """Itself, and not what rich puts in the place of `sys.stderr` while it draws."""
+        return self
+
+    @property
+    def _now(self) -> Any:
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._now, name)
+
+    def write(self, text: str) -> int:
+        """All of it, or nothing."""
+        with suppress(OSError):
+            self._now.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As far as possible."""
+        with suppress(OSError):
+            self._now.flush()
 
 
 def new_console(*, stderr: bool = False, width: int | None = None) -> Console:
@@ -32,7 +65,9 @@ def new_console(*, stderr: bool = False, width: int | None = None) -> Console:
 
     rich knows a picture for some words between colons, and a factory of one's own is named with them.
     """
-    return Console(stderr=stderr, width=width, emoji=False)
+    if stderr:
+        return Console(file=_StandardError(), width=width, emoji=False)  # type: ignore[arg-type]  # all that rich asks for
+    return Console(width=width, emoji=False)
 
 
 class Display:
@@ -199,16 +234,12 @@ class Interrupts:
         self._impatient = False
         self._say = say
 
-    @property
-    def requested(self) -> bool:
-        """Whether any came."""
-        return self.signal is not None
-
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._impatient and number in _INSISTENT:
             # The bar hides the cursor. Written past Python's buffers, in the middle of which this may be happening.
             if os.isatty(2):
-                os.write(2, b"\x1b[?25h\n")
+                with suppress(OSError):
+                    os.write(2, b"\x1b[?25h\n")
             os._exit(130)
         self._impatient |= number in _INSISTENT
         if self.signal is not None:
@@ -221,18 +252,19 @@ class Interrupts:
 
 
 def _say_raw(line: str) -> None:
-    os.write(2, f"\n{line}\n".encode())
+    with suppress(OSError):
+        os.write(2, f"\n{line}\n".encode())
 
 
 @contextmanager
 def interrupts(say: Callable[[str], None] = _say_raw) -> Iterator[Interrupts]:
-    """Turn the first SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 into `requested = True`.
+    """Take note of the first SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 (`Interrupts.signal`).
 
     The second SIGINT or SIGTERM exits at once with code 130. The other two are a cluster's notice that SIGTERM may
     follow: they never end anything at once.
 
-    Works in the main thread only, where Python handles signals; in others `requested` stays False. The handlers that
-    were there come back at the end.
+    Works in the main thread only, where Python handles signals; in others none is ever noted. The handlers that were
+    there come back at the end, and in processes that are forked meanwhile.
 
     Args:
         say: tells the person what happens now; `Display.say` keeps the bar intact.
@@ -242,11 +274,17 @@ def interrupts(say: Callable[[str], None] = _say_raw) -> Iterator[Interrupts]:
         yield watch
         return
     before = {number: signal.getsignal(number) for number in (*_INSISTENT, signal.SIGUSR1, signal.SIGUSR2)}
+
+    def put_back() -> None:
+        for number, handler in before.items():
+            # None: set by other than Python code, which Python cannot put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    forget = undo_in_forks(put_back)
     try:
         for number in before:
             signal.signal(number, watch._handle)
         yield watch
     finally:
-        for number, handler in before.items():
-            # None: set by other than Python code, which Python cannot put back.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        forget()
+        put_back()

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import difflib
 import enum
+import os
+import sysconfig
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+RAISED = (Exception, SystemExit)
+"""What a user's code may raise for whoever calls it to say of it. An exit is one: it would pass for ours otherwise."""
 
 
 class UserError(Exception):
@@ -97,8 +103,17 @@ EXIT_CODES: dict[ExitCode, str] = {
 """The one place where exit codes are said; `greenroom --help` shows it."""
 
 
+def place_of(error: BaseException) -> str:
+    """Where in a user's code an exception came from: `" (shop.py, line 12)"`, or nothing if that is not known."""
+    installed = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    others = (os.path.dirname(__file__), "<", *installed)
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(others)]
+    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`"; did you mean X?"` for the closest known word, else the list of what is known."""
     names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    alike = [name for name in names if name.lower() == word.lower()]
+    close = alike or difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from greenroom import baselines, checkpoint
-from greenroom.config import RunConfig, load_file
+from greenroom.config import Device, RunConfig, load_file
 from greenroom.envs import make
 from greenroom.envs.base import Environment
 from greenroom.envs.choose import largest_divisor
@@ -70,19 +70,24 @@ def _warn(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def load_policy(run_dir: str | Path, *, which: str = "latest", say: Say = _warn) -> tuple[RunConfig, Policy]:
-    """A run's configuration and its trained policy, on the device that the configuration asks for.
+def load_policy(
+    run_dir: str | Path, *, which: str = "latest", device: Device | None = None, say: Say = _warn
+) -> tuple[RunConfig, Policy]:
+    """A run's configuration and its trained policy.
 
     Args:
         run_dir: the run's folder.
         which: `latest`; `best`: the one whose evaluation was best; or a checkpoint's name (`step_000000123456`).
+        device: where it is to compute; None: where the configuration says.
         say: hears of newer checkpoints that were passed over because they are damaged; by default standard error.
 
     Raises:
         UserError: not a run, no such checkpoint, or one that is damaged or from another network.
     """
-    folder = RunFolder.open(Path(run_dir))
+    folder = RunFolder.open(Path(run_dir).absolute())  # an environment may leave this directory
     config = load_file(folder.config)
+    if device is not None:
+        config = dataclasses.replace(config, device=device)
     if which == "latest":
         path, saved = checkpoint.load_latest(folder.checkpoints, say, part=_POLICY)
     else:
@@ -127,6 +132,7 @@ def examine(
     greedy: bool = True,
     which: str = "latest",
     video: bool = False,
+    device: Device | None = None,
 ) -> Report:
     """Evaluate a run's policy on new environments.
 
@@ -137,14 +143,16 @@ def examine(
         greedy: take the most probable action instead of a sampled one.
         which: the checkpoint: `latest`, `best` or its name.
         video: also record one episode into the run's folder.
+        device: where the policy computes; None: where the run's configuration says.
 
     Raises:
         UserError: not a run, no checkpoint, no episodes, or an environment that cannot be built or rendered.
     """
     if episodes < 1 or seed < 0:
         raise UserError(f"episodes must be at least 1 and the seed at least 0, not {episodes} and {seed}")
-    config, policy = load_policy(run_dir, which=which)
-    device = choose_device(config)
+    run_dir = Path(run_dir).absolute()  # an environment may leave this directory
+    config, policy = load_policy(run_dir, which=which, device=device)
+    chosen = choose_device(config)
     path = None
     if video:  # before what takes longer, for not everything can be filmed
         suffix = ".mp4" if importlib.util.find_spec("imageio_ffmpeg") else ".gif"
@@ -152,7 +160,7 @@ def examine(
             policy,
             config.env,
             config.env_kwargs,
-            Path(run_dir) / f"episode-{which}{suffix}",
+            run_dir / f"episode-{which}{suffix}",
             seed=seed,
             greedy=greedy,
             stage=config.stage,
@@ -160,9 +168,9 @@ def examine(
         )
     environment = evaluation_environment(config, episodes)
     try:
-        with limited(worthwhile(policy, environment.spec, environment.num_envs, device=device)):
+        with limited(worthwhile(policy, environment.spec, environment.num_envs, device=chosen)):
             evaluation = evaluate(policy, environment, episodes=episodes, seed=seed, greedy=greedy)
     finally:
         environment.close()
-    comparison = baselines.report(policy, config.env, config.env_kwargs, seed=seed, device=device) if greedy else None
+    comparison = baselines.report(policy, config.env, config.env_kwargs, seed=seed, device=chosen) if greedy else None
     return Report(evaluation=evaluation, comparison=comparison, video=path)

@@ -23,6 +23,7 @@ import torch
 
 from greenroom import machine
 from greenroom.errors import UserError, nearest
+from greenroom.forks import undo_in_forks
 from greenroom.lines import read_lines, record_of
 
 _LOCK_SECONDS = 1.0
@@ -38,11 +39,12 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, path: Path | None, *, env: str, algo: str, seed: int) -> RunFolder:
+    def create(cls, path: Path | None, *, env: str, algo: str, seed: int, here: Path = Path()) -> RunFolder:
         """Make the folder of a new run.
 
         Args:
             path: where; it must not exist or be empty. None: `runs/<env>-<algo>-s<seed>-<date>-<time>`, made unique.
+            here: the directory that a relative `path` begins at; by default the current one.
             env: the environment's name, for the default name.
             algo: the algorithm's name, for the default name.
             seed: the run's seed, for the default name.
@@ -52,7 +54,8 @@ class RunFolder:
         """
         try:
             if path is None:
-                return cls(path=_make_unique(Path("runs") / default_name(env, algo, seed, datetime.now())))
+                return cls(path=_make_unique(here / "runs" / default_name(env, algo, seed, datetime.now())))
+            path = here / path
             if path.is_dir() and any(path.iterdir()):
                 what = "is an earlier run" if is_run(path) else "exists and is not empty"
                 remedy = "continue it with `greenroom resume`, or give" if is_run(path) else "give"
@@ -156,6 +159,7 @@ class RunFolder:
             UserError: another process trains here; the message names it.
         """
         handle = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o644)
+        forget = undo_in_forks(lambda: os.close(handle))
         try:
             _lock(handle, self.path)
             with suppress(OSError):  # a full disk: the id is there for a message only
@@ -163,6 +167,7 @@ class RunFolder:
                 os.pwrite(handle, str(os.getpid()).encode(), 0)
             yield
         finally:
+            forget()
             os.close(handle)
 
     @property
@@ -223,6 +228,11 @@ def read_environment(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def as_word(path: Path) -> str:
+    """A path as one word of a command line that a person may copy."""
+    return shlex.quote(str(path))
+
+
 def is_run(path: Path) -> bool:
     """Whether `path` is the folder of a run."""
     return (path / "config.yaml").is_file()
@@ -255,7 +265,7 @@ def _lock(handle: int, path: Path) -> None:
             if time.monotonic() >= deadline:
                 raise UserError(
                     f"run folder {path} is being trained in by process {_holder(handle)}; see how it does with: "
-                    f"greenroom status {path}"
+                    f"greenroom status {as_word(path)}"
                 ) from None
         except OSError as problem:
             if problem.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from greenroom.errors import UserError, nearest
+from greenroom.errors import RAISED, UserError, nearest, place_of
 
 
 def module_of(name: str, culprit: str) -> Any:
@@ -22,8 +22,9 @@ def module_of(name: str, culprit: str) -> Any:
                 f"{culprit}: there is no module {error.name!r}; install its package or run from its folder"
             ) from error
         raise UserError(f"{culprit}: importing {name!r} needs {error.name!r}, which is not installed") from error
-    except Exception as error:
-        raise UserError(f"{culprit}: importing {name!r} raised {type(error).__name__}: {error}") from error
+    except RAISED as error:
+        what = f"{type(error).__name__}: {error}{place_of(error)}"
+        raise UserError(f"{culprit}: importing {name!r} raised {what}") from error
 
 
 def missing(module: Any, attribute: str, what: str) -> UserError:

@@ -27,7 +27,7 @@ from greenroom.envs.check import RandomActor
 from greenroom.envs.device import model_of
 from greenroom.envs.factory import Factory
 from greenroom.envs.native import native_for
-from greenroom.errors import EnvironmentFault, UserError
+from greenroom.errors import RAISED, EnvironmentFault, UserError
 from greenroom.machine import available_cores, keep_freed_memory
 from greenroom.seeding import derive, generator
 from greenroom.spec import MASK
@@ -235,7 +235,7 @@ def blamed(env: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except RAISED as error:
         raise EnvironmentFault(f"{env}, stepped by itself, raised {type(error).__name__}: {error}") from error
 
 

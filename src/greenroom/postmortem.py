@@ -17,7 +17,7 @@ from greenroom.envs.factory import Factory
 from greenroom.envs.faults import FaultConfig, Tolerance, traceback_of
 from greenroom.envs.gym import Cast
 from greenroom.errors import EnvironmentFault, Fault, UserError
-from greenroom.folder import RunFolder, write_json
+from greenroom.folder import RunFolder, as_word, write_json
 
 _FORMAT = 1
 
@@ -81,7 +81,7 @@ class Postmortems:
         where = f"step {fault.step} of its episode {fault.episode + 1} since {seed}"
         if fault.steps and not fault.actions:
             return f" ({where}); on file as {path}"
-        return f" ({where}); make it happen again with: greenroom reproduce {path}"
+        return f" ({where}); make it happen again with: greenroom reproduce {as_word(path)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

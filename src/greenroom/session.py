@@ -10,10 +10,10 @@ from pathlib import Path
 
 from greenroom import checkpoint
 from greenroom.budget import spent_before
-from greenroom.config import RunConfig, dump, load_file
-from greenroom.display import Display
+from greenroom.config import Device, RunConfig, dump, load_file
+from greenroom.display import Display, interrupts
 from greenroom.errors import UserError
-from greenroom.folder import RunFolder, write_text
+from greenroom.folder import RunFolder, as_word, write_text
 from greenroom.log import require
 from greenroom.outcome import Outcome
 from greenroom.profiling import train_profiled
@@ -40,17 +40,18 @@ def launch(
     config.monitor.own()  # like the sinks they are asked for before there is a folder
     text = dump(config)
     display = Display(config.total_steps, quiet=quiet)
+    path = None if run_dir is None else Path(run_dir)
+    here = Path.cwd()  # asked now: an environment may go elsewhere
     run = Run(config, say=display.say)
     try:
-        path = None if run_dir is None else Path(run_dir)
-        folder = RunFolder.create(path, env=config.env, algo=config.algo, seed=config.seed)
+        folder = RunFolder.create(path, env=config.env, algo=config.algo, seed=config.seed, here=here)
         with folder.held():
             write_text(folder.config, text)
             folder.write_environment()
             news = train_profiled(run, folder.profile, display.say) if profile else train(run)
             return Sitting(run, folder, display, resumed_at=None).conduct(news)
     finally:
-        run.close()
+        _close(run)
 
 
 def resume(
@@ -59,6 +60,7 @@ def resume(
     total_steps: int | None = None,
     deadline: float | None = None,
     cost_budget: float | None = None,
+    device: Device | None = None,
     quiet: bool = False,
 ) -> Outcome:
     """Continue a run from its newest readable checkpoint.
@@ -68,13 +70,14 @@ def resume(
         total_steps: a new end; schedules that span the run stretch to it, and `config.yaml` is updated.
         deadline: a new deadline, in wall-clock seconds of the whole run; 0: none. `config.yaml` is updated.
         cost_budget: a new limit to what the whole run may cost; 0: none. `config.yaml` is updated.
+        device: where the learner computes from now on; `config.yaml` is updated.
         quiet: print nothing.
 
     Raises:
         UserError: not a run, no readable checkpoint, the run is complete or has used up its budget, or another process
             is training it.
     """
-    folder = RunFolder.open(Path(run_dir))
+    folder = RunFolder.open(Path(run_dir).absolute())  # an environment may leave this directory
     with folder.held():
         config = load_file(folder.config)
         limits = {"deadline": deadline, "cost_budget": cost_budget}
@@ -82,6 +85,7 @@ def resume(
         config = dataclasses.replace(
             config,
             total_steps=config.total_steps if total_steps is None else total_steps,
+            device=config.device if device is None else device,
             budget=dataclasses.replace(config.budget, **given),
         )
         return _continue(folder, config, Display(config.total_steps, quiet=quiet))
@@ -93,22 +97,28 @@ def _continue(folder: RunFolder, config: RunConfig, display: Display) -> Outcome
     complete = state["run"]["env_steps"] >= config.total_steps
     if complete and folder.curve.exists():
         raise UserError(
-            f"{folder.path} has taken all its {config.total_steps} steps; give a larger --total-steps to train on, "
-            f"or see how good it is with: greenroom evaluate {folder.path}"
+            f"{folder.path} has taken all its {state['run']['env_steps']} steps; give a larger --total-steps to train "
+            f"on, or see how good it is with: greenroom evaluate {as_word(folder.path)}"
         )
     if not complete and (exceeded := config.budget.exceeded(spent_before(folder.spent))):
         raise UserError(f"{folder.path}: {exceeded}")
     run = Run(config, say=display.say)
     try:
         restore(run, state, path, display.say)
+        if changes := folder.rewind(run.env_steps):  # first: a log may be such that it cannot be continued
+            display.say(f"not what this run has been on so far: {changes}; it goes on, but bits may differ")
         if not complete:
             folder.curve.unlink(missing_ok=True)  # of an earlier end: the next one's is due
         write_text(folder.config, dump(config))
-        if changes := folder.rewind(run.env_steps):
-            display.say(f"not what this run has been on so far: {changes}; it goes on, but bits may differ")
         sitting = Sitting(run, folder, display, resumed_at=run.env_steps)
         sitting.load_state_dict(state["session"])
         sitting.take_up(path)
         return sitting.conduct(train(run))
     finally:
+        _close(run)
+
+
+def _close(run: Run) -> None:
+    """Nothing to stop is left: a signal now, as SIGTERM after a cluster's notice, must not change the exit code."""
+    with interrupts(lambda line: None):
         run.close()

@@ -24,7 +24,7 @@ from greenroom.display import Display, Interrupts, interrupts
 from greenroom.errors import DiskError, EnvironmentFault, ExitCode, UserError
 from greenroom.evaluation import Evaluation
 from greenroom.examination import Examiner
-from greenroom.folder import RunFolder
+from greenroom.folder import RunFolder, as_word
 from greenroom.journal import Complaint, Journal
 from greenroom.lines import read_log
 from greenroom.monitor import Monitor
@@ -207,7 +207,7 @@ class Sitting:
         match request.verb:
             case "pause":
                 self.paused = True
-                self.display.say(f"paused {whose}; go on with: greenroom resume-live {self.folder.path}")
+                self.display.say(f"paused {whose}; go on with: greenroom resume-live {as_word(self.folder.path)}")
             case "resume":
                 if not self.paused:
                     raise UserError("the run is not paused")

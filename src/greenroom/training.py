@@ -229,7 +229,10 @@ def require_cuda() -> None:
         UserError: torch sees none.
     """
     if not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no GPU here; use --device cpu, or install a CUDA build of torch")
+        built = torch.version.cuda
+        remedy = f"see with nvidia-smi whether its driver is new enough for CUDA {built}, which this torch is built for"
+        remedy = remedy if built else "install a CUDA build of torch"
+        raise UserError(f"--device cuda: torch sees no GPU here; use --device cpu, or {remedy}")
 
 
 def choose_threads(config: RunConfig, policy: Policy, spec: EnvSpec, device: torch.device, say: Say) -> int:

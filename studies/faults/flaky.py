@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ class Flaky(gymnasium.Env[Any, Any]):
                 return self._observe(), 1.0, True, False, {}
             case "exit":
                 os._exit(3)
+            case "leave":
+                sys.exit()
             case "hang":
                 time.sleep(600)
         raise AssertionError(self.fault)

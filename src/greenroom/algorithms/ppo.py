@@ -61,9 +61,7 @@ class PPOConfig:
         self, policy: ActorCritic, *, spec: EnvSpec, num_envs: int, rollout_length: int, total_steps: int, seed: int
     ) -> PPO:
         """The algorithm; `seed` orders the minibatches."""
-        check_minibatches(
-            self.minibatches, whole=policy.remembers, num_envs=num_envs, rollout_length=rollout_length
-        )
+        check_minibatches(self.minibatches, whole=policy.remembers, num_envs=num_envs, rollout_length=rollout_length)
         return PPO(self, policy, num_envs=num_envs, total_steps=total_steps, seed=seed)
 
 

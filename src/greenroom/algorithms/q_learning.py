@@ -113,9 +113,7 @@ class PQNConfig:
         self, policy: QPolicy, *, spec: EnvSpec, num_envs: int, rollout_length: int, total_steps: int, seed: int
     ) -> QLearner:
         """The algorithm; `seed` orders the minibatches."""
-        check_minibatches(
-            self.minibatches, whole=policy.remembers, num_envs=num_envs, rollout_length=rollout_length
-        )
+        check_minibatches(self.minibatches, whole=policy.remembers, num_envs=num_envs, rollout_length=rollout_length)
         return QLearner(
             self,
             policy,

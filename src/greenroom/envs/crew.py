@@ -45,7 +45,7 @@ def hire(module: str, memory: int, **given: Any) -> tuple[subprocess.Popen[bytes
     """
     ours, theirs = socket.socketpair()
     given |= {
-        "path": sys.path,
+        "path": [entry for entry in sys.path if isinstance(entry, str)],  # what else there is Python passes over, too
         "module": module,
         "descriptor": theirs.fileno(),
         "memory": memory,
@@ -251,7 +251,15 @@ class Crew:
             else:
                 limit = 0.0
             if limit and now - since >= limit:
-                raise self._lost(worker, f"has been silent for {limit:g} s{self._where(worker)}")
+                raise self._lost(worker, f"has been silent for {limit:g} s{self._where(worker) or self._beside()}")
+
+    def _beside(self) -> str:
+        """What a worker does that is at no environment in particular, and how long it may."""
+        what = "copied" if self.board is not None else "started, and built,"
+        return (
+            f" while it {what} all of its environments; it may take {_START_SECONDS:g} s, and {self.reset_timeout:g} s "
+            "(--reset-timeout) for each"
+        )
 
     def _doing(self, worker: int) -> tuple[int, bool]:
         """Which environment a worker steps or resets (-1: none in particular), and whether it resets it."""

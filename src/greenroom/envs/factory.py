@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
-from greenroom.errors import UserError, nearest
+from greenroom.errors import RAISED, UserError, nearest, place_of
 from greenroom.imports import missing, module_of
 
 Source = str | Callable[..., Any]
@@ -87,8 +87,9 @@ class Factory:
             raise
         except gymnasium.error.DependencyNotInstalled as error:
             raise self._lacking(error) from error
-        except Exception as error:
-            raise UserError(f"{self.name} could not be built: {type(error).__name__}: {error}") from error
+        except RAISED as error:
+            what = f"{type(error).__name__}: {error}{place_of(error)}"
+            raise UserError(f"{self.name} could not be built: {what}") from error
         if not isinstance(env, gymnasium.Env):
             raise UserError(f"{self.name} returned {type(env).__name__}, not a gymnasium.Env")
         return env

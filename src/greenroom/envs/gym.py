@@ -21,7 +21,7 @@ from greenroom.envs.factory import Factory
 from greenroom.envs.faults import BY_DEFAULT, FaultConfig, Report, next_seed, report_of
 from greenroom.envs.snapshot import capture, restore
 from greenroom.envs.spaces import MASK, Array, Layout, Leaf, Mismatch, is_mask, layout_of, leaves_a_choice
-from greenroom.errors import EnvironmentFault, UserError
+from greenroom.errors import RAISED, EnvironmentFault, UserError
 
 _SEE_THROUGH = {wrappers.OrderEnforcing, wrappers.PassiveEnvChecker, wrappers.RecordEpisodeStatistics}
 _SEE_THROUGH |= {wrappers.TimeLimit, wrappers.ClipAction, wrappers.RescaleAction, wrappers.TransformAction}
@@ -67,7 +67,7 @@ def _reset(env: gymnasium.Env[Any, Any], seed: int | None, index: int, where: st
     """Observation and info of a reset; `where` begins the message of what is wrong with it."""
     try:
         answer: Any = env.reset(seed=seed)
-    except Exception as error:
+    except RAISED as error:
         raise EnvironmentFault(f"{where}: reset raised {type(error).__name__}: {error}", index=index) from error
     if not (isinstance(answer, tuple) and len(answer) == 2):
         what = f"{where}: reset returned {_form(answer)}, not the pair (observation, info)"
@@ -108,7 +108,7 @@ class Actor:
         self.step_count += 1
         try:
             answer = self._env.step(action)
-        except Exception as error:
+        except RAISED as error:
             raise self._fault(f"step raised {type(error).__name__}: {error}") from error
         if not (isinstance(answer, tuple) and len(answer) == 5):
             raise self._fault(
