@@ -459,7 +459,7 @@ def test_huge_numbers_are_numbers() -> None:
     assert all(not step.faults for step in roll(stage, 10, 0))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 @pytest.mark.parametrize("name", DEVICE_ENVIRONMENTS)
 def test_on_a_gpu(name: str) -> None:

@@ -279,7 +279,7 @@ def test_the_environment_can_be_learned_from_afterwards() -> None:
     assert environment.recv().reward.tolist() == [1.0]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("greedy", [True, False])
 def test_a_policy_on_a_gpu_acts_in_an_environment_on_the_cpu(greedy: bool) -> None:
     result = evaluate(Watched().cuda(), Scripted([Play(2, 1.0)]), episodes=2, seed=0, greedy=greedy)

@@ -749,7 +749,21 @@ def test_the_study_measures_a_full_replay(tmp_path: Path, monkeypatch: pytest.Mo
     assert "| prioritised | 512 |" in (tmp_path / "table.md").read_text()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_replay_that_does_not_fit_is_refused_before_it_fills_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(capacity: int) -> Replay:
+        config = ReplayConfig(capacity=capacity)
+        cpu = torch.device("cpu")
+        return config.build(World(DICT, num_envs=2).spec, num_envs=2, gamma=0.5, total_steps=9, seed=0, device=cpu)
+
+    with pytest.raises(UserError, match=r"a replay of 1000000000000 transitions does not fit.*lower --capacity"):
+        build(10**12)
+    size = build(1000).nbytes
+    monkeypatch.setattr("greenroom.machine.memory", lambda: size - 1)
+    with pytest.raises(UserError, match=r"a replay of 1000 transitions takes 0\.0 GB; it does not fit"):
+        build(1000)
+
+
+@pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 @pytest.mark.parametrize("where", ["auto", "cpu"])
 @pytest.mark.parametrize("prioritised", [False, True])

@@ -42,6 +42,14 @@ def cpu_kind(cpuinfo: Path = _CPUINFO) -> str:
     return f"{name} ({', '.join(filter(None, (torch.backends.cpu.get_cpu_capability(), cpu_bf16(cpuinfo))))})"
 
 
+def memory(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
+    """Bytes of memory that a process may have here: the machine's, or its container's."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # `max`: as much as there is
+        return min(physical, int(limit.read_text()))
+    return physical
+
+
 def quick_tanh(cpuinfo: Path = _CPUINFO) -> bool:
     """Whether torch's tanh is as quick here as its sigmoid: it is MKL's, which is slow on processors not of Intel."""
     return torch.backends.mkl.is_available() and _is_intel(cpuinfo)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from greenroom import machine
 from greenroom.batch import Batch as Batch
 from greenroom.batch import Sequences as Sequences
 from greenroom.errors import UserError
@@ -67,20 +68,39 @@ class ReplayConfig:
             device: the learner's: batches come out there.
 
         Raises:
-            UserError: the capacity is too small, or `replay_device` is not there.
+            UserError: the capacity is too small, or too large for the memory, or `replay_device` is not there.
         """
         if self.replay_device == "cuda" and not torch.cuda.is_available():
             raise UserError("replay_device is cuda, but torch sees no CUDA device; give auto or cpu")
         where = device if self.replay_device == "auto" else torch.device(self.replay_device)
-        return Replay(
-            self,
-            spec,
-            num_envs=num_envs,
-            gamma=gamma,
-            total_steps=total_steps,
-            device=device,
-            where=where,
-            draws=generator(seed, "replay", device=where),
+        try:
+            replay = Replay(
+                self,
+                spec,
+                num_envs=num_envs,
+                gamma=gamma,
+                total_steps=total_steps,
+                device=device,
+                where=where,
+                draws=generator(seed, "replay", device=where),
+            )
+        except RuntimeError as problem:  # torch's for too little memory, of its own kind only on a GPU
+            if "allocate" not in str(problem):
+                raise
+            raise UserError(f"a replay of {self.capacity} transitions {self._too_much(where)}") from problem
+        # The system hands memory out when it is written to, and by then would end the run.
+        if where.type == "cpu" and replay.nbytes > machine.memory():
+            size = f"{replay.nbytes / 1e9:.1f} GB"
+            raise UserError(f"a replay of {self.capacity} transitions takes {size}; it {self._too_much(where)}")
+        return replay
+
+    def _too_much(self, where: torch.device) -> str:
+        if where.type == "cpu":
+            return f"does not fit into this machine's memory of {machine.memory() / 1e9:.1f} GB; lower --capacity"
+        free, _ = torch.cuda.mem_get_info(where)
+        return (
+            f"does not fit into the {free / 1e9:.1f} GB that the GPU has left; lower --capacity, or keep it in the "
+            "machine's memory: --replay-device cpu"
         )
 
 

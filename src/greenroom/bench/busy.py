@@ -55,6 +55,7 @@ def _runs(settings: Settings) -> dict[tuple[str, str], Ask]:
     }
     runs: dict[tuple[str, str], Ask] = {}
     for name, config in configs.items():
+        config = dataclasses.replace(config, device="cpu")
         runs[name, "by itself"] = partial(ask_own, config, settings)
         for threads in sorted({1, available_cores()}):
             runs[name, str(threads)] = partial(ask_own, dataclasses.replace(config, threads=threads), settings)

@@ -19,6 +19,7 @@ from greenroom.presets import preset
 from greenroom.training import choose_precision
 
 _PARTS = ("env", "act", "learn", "wait")
+_ON_A_GPU = "What learning has queued on a GPU is waited for in the next act, and counted there. "
 _ENVIRONMENT, _LEARNER = "environments", "act and learn"
 
 
@@ -54,7 +55,8 @@ _ARITHMETICS: dict[str, tuple[Precision, Literal["on", "off"]]] = {
 
 
 def _convolutional() -> dict[str, RunConfig]:
-    configs = {name: preset(name, "ALE/Pong-v5") for name in ("paac", "atari-ppo", "atari-pqn")}
+    names = ("paac", "atari-ppo", "atari-pqn")
+    configs = {name: dataclasses.replace(preset(name, "ALE/Pong-v5"), device="cpu") for name in names}
     paac = configs["paac"]
     larger: dict[str, NetworkConfig] = {"nature": Nature(), "impala": Impala()}
     return configs | {f"paac, {name}": with_policy(paac, network=network) for name, network in larger.items()}
@@ -124,7 +126,7 @@ def against_bound(
         about=(
             f"Agent steps per second, learning included; median of {settings.repeats} slices taken in turn, and what "
             "each part costs an agent step. Environments, and acting with learning, are measured alone; bound: one "
-            f"after the other. {target}"
+            f"after the other. {_ON_A_GPU if config.device == 'cuda' else ''}{target}"
         ),
         headings=("", "steps/s", "÷ bound", "÷ env", "spread", *(f"{part} µs" for part in _PARTS)),
         rows=tuple(rows),

@@ -1,6 +1,7 @@
 """One run's speed in a process of its own: `python -m greenroom.bench.once < config.yaml` prints what `scripts` reads.
 
-Besides the rate: `resident`, the process's memory in bytes, and `parameters`, how many numbers are trained.
+Besides the rate: `resident`, the process's memory in bytes, a GPU's included, and `parameters`, how many numbers are
+trained.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def measure(config: RunConfig, *, seconds: float, warm_up: float) -> Answer:
             torch.cuda.synchronize()
         taken = time.perf_counter() - begin
         trained = sum(tensor.numel() for updater in updaters_of(run.algorithm) for tensor in updater.params)
-        more = {"resident": float(resident()), "parameters": float(trained)}
+        more = {"resident": float(resident() + on_gpu(run.device)), "parameters": float(trained)}
         compiled = ["compiled"] if config.compile else []
         how = "; ".join([config.collect, said[0].removeprefix("stage: "), *_arithmetic(said), *compiled])
         return Answer(steps=run.env_steps - steps, seconds=taken, version=greenroom.__version__, setting=how, more=more)
@@ -58,6 +59,11 @@ def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
+
+
+def on_gpu(device: torch.device) -> int:
+    """The most bytes of a GPU that tensors have taken; 0 where none is used."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ def cases() -> list[Case]:
     """Every stage once: tensors, C++, and Python that is cheap, dear, and learned from with a replay."""
     loops = loops_for(500e-6)
     busy = dataclasses.replace(preset(None, BUSY), env_kwargs={"loops": loops})
-    return [
+    found = [
         Case(name="lost-sales, PPO", words=("lost-sales",), config=preset(None, "lost-sales")),
         Case(name="CartPole-v1, PPO", words=("CartPole-v1",), config=preset(None, "CartPole-v1")),
         Case(
@@ -42,6 +42,11 @@ def cases() -> list[Case]:
         ),
         Case(name="500 µs a step, PPO", words=(BUSY, "--env.loops", str(loops)), config=busy),
         Case(name="Atari Pong, PAAC", words=("ALE/Pong-v5", "--preset", "paac"), config=preset("paac", "ALE/Pong-v5")),
+    ]
+    on_cpu = ("--device", "cpu")
+    return [
+        dataclasses.replace(case, words=(*case.words, *on_cpu), config=dataclasses.replace(case.config, device="cpu"))
+        for case in found
     ]
 
 

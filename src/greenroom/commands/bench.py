@@ -11,6 +11,7 @@ import tyro
 from tyro.conf import Positional
 
 from greenroom.display import new_console
+from greenroom.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,15 @@ def bench(words: list[str]) -> None:
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
     console = new_console(width=max(console.width, _WIDTH))
+    failed: list[str] = []
     for name, settings in chosen.items():
-        report = run(name, settings)
+        try:
+            report = run(name, settings)
+        except Exception as problem:
+            if options.debug or len(chosen) == 1:
+                raise
+            failed.append(f"{name} ({type(problem).__name__}: {problem})")  # what others took minutes for is not lost
+            continue
         if options.json:
             print(json.dumps(report.to_json()))
         else:
@@ -66,3 +74,5 @@ def bench(words: list[str]) -> None:
                 console.print(table.rich())
         if options.output is not None:
             report.write(options.output)
+    if failed:
+        raise UserError(f"failed: {'; '.join(failed)}; --debug shows where")
