@@ -235,3 +235,13 @@ def test_every_option_is_explained(kind: type) -> None:
 def test_not_a_number_is_refused() -> None:
     with pytest.raises(UserError, match="learning_rate must be greater than 0, not nan"):
         Adam(learning_rate=math.nan)
+
+
+def test_what_is_not_a_number_is_refused_wherever_it_is() -> None:
+    for changes in (
+        {"log_seconds": math.nan},
+        {"algorithm": PPOConfig(clip=math.nan)},
+        {"policy": PolicyConfig(initial_log_std=math.nan)},
+    ):
+        with pytest.raises(UserError, match=r"(log_seconds|clip|initial_log_std) is not a number \(NaN\)"):
+            RunConfig(env="CartPole-v1", **changes)

@@ -6,13 +6,16 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import greenroom
 from greenroom.cli import main
 from greenroom.commands.live import COMMANDS
 from greenroom.envs import check_environment, make
-from greenroom.errors import EXIT_CODES
+from greenroom.errors import EXIT_CODES, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,6 +70,34 @@ def test_the_documented_loop_runs(
     assert shorter != source
     exec(compile(shorter, "environments.md", "exec"), {})
     assert "2048 tensor(" in capsys.readouterr().out
+
+
+def test_the_documented_use_of_a_policy_works(shop: Path) -> None:
+    source = next(b for b in blocks(ROOT / "docs" / "environments.md", "python") if "load_policy" in b)
+    words = ["train", "shop:Shop", "--total-steps", "2048", "--stage", "inline", "--eval-episodes", "2", "--quiet"]
+    assert main([*words, "--run-dir", "run", "--eval-every", "1024"]) == 0
+    names: dict[str, Any] = {}
+    exec(compile(source.replace("runs/shop-Shop-ppo-s0-…", "run"), "environments.md", "exec"), names)
+    assert names["truncated"] and names["environment"].days == 50
+    with pytest.raises(UserError, match="looks at a dict of obs"):
+        tight = (shop / "shop.py").read_text() + next(
+            b for b in blocks(ROOT / "docs" / "environments.md", "python") if "class TightShop(" in b
+        ).replace("from shop import Shop\n", "")
+        (shop / "tight.py").write_text(tight)
+        assert main(["train", "tight:TightShop", *words[2:], "--run-dir", "masked"]) == 0
+        policy = greenroom.load_policy("masked")[1]
+        seen = {"obs": torch.zeros(1, 1), "action_mask": torch.eye(11)[[2]]}
+        assert policy(seen, policy.initial_state(1))[0].item() == 2
+        policy(torch.zeros(1, 1), policy.initial_state(1))
+
+
+def test_a_run_s_folder_holds_what_the_page_says(shop: Path) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    table = page.partition("## What is in a run's folder")[2].partition("## ")[0]
+    named = {name.strip("/") for name in re.findall(r"`([\w.-]+(?:\.\w+|/))`", table)}
+    words = ["train", "shop:Shop", "--total-steps", "2048", "--stage", "inline", "--eval-episodes", "2", "--quiet"]
+    assert main([*words, "--run-dir", "run", "--eval-every", "1024"]) == 0
+    assert {path.name for path in (shop / "run").iterdir()} - {"train.lock"} <= named
 
 
 def test_the_documented_exit_codes_are_those_of_the_code() -> None:

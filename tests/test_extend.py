@@ -36,8 +36,8 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_page_shows_all_three_in_few_lines() -> None:
-    assert list(FILES) == ["mine/awr.py", "mine/residual.py", "mine/coin.py"]
+def test_the_page_shows_all_four_in_few_lines() -> None:
+    assert list(FILES) == ["mine/awr.py", "mine/residual.py", "mine/sgd.py", "mine/coin.py"]
     for name, source in FILES.items():
         lines = [
             line
@@ -81,7 +81,7 @@ def test_the_documented_check_passes(mine: Path, monkeypatch: pytest.MonkeyPatch
     [
         ("mine.nowhere:AWR", "mine.nowhere:AWR: there is no module"),
         ("mine.awr:Lerner", "module 'mine.awr' has no class 'Lerner'; did you mean 'Learner'?"),
-        ("mine.awr:Learner", "mine.awr:Learner is not a dataclass with the method"),
+        ("mine.awr:Learner", "mine.awr:Learner is not a dataclass with the method policy"),
         ("mine.residual:Residual", "is not a dataclass with the method policy"),
         ("awr", "no algorithm 'awr'"),
     ],
@@ -91,6 +91,12 @@ def test_what_is_no_algorithm_is_refused(
 ) -> None:
     assert main(["train", "CartPole-v1", "--algo", name]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_optimiser_without_what_is_asked_of_it_is_refused(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (mine / "mine" / "poor.py").write_text(FILES["mine/sgd.py"].replace("schedule: Schedule", "plan: Schedule"))
+    assert main(["train", "CartPole-v1", "--algo", "a2c", "--optimizer", "mine.poor:SGD"]) == 2
+    assert "is not a dataclass with the field learning_rate and the field schedule" in capsys.readouterr().err
 
 
 def test_one_s_own_network_sees_what_comes_in_parts_too(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from greenroom import checkpoint, monitor, sitting
+from greenroom.algorithms.actor_critic import A2CConfig
+from greenroom.algorithms.rewards import Discounting
 from greenroom.cli import main
 from greenroom.config import RunConfig, dump, load
 from greenroom.envs.device import DEVICE_ENVIRONMENTS
@@ -30,6 +32,7 @@ from greenroom.health.settings import HealthConfig
 from greenroom.monitor import Alarm
 from greenroom.session import launch, resume
 from greenroom.status import look
+from greenroom.training import Run, train
 from greenroom.types import Episodes, Progress, Rollout
 from test_session import PowerCut, assert_equal, final_state, lines, power_cut, small
 
@@ -210,6 +213,20 @@ def test_rewards_between_two_looks_are_known_to_the_check_of_values() -> None:
     copied: Any = learning.ValueReach().build(subject())
     copied.memory = {"largest": 100.0}  # as checkpoints of version 0.1.0 may have it
     assert tell(copied, news(9, extras={"value": torch.full((T, B), 900.0)})) is None
+
+
+def test_rewards_of_one_s_own_algorithm_may_be_anything(tmp_path: Path) -> None:
+    """An attribute of that name is greenroom's only where it is greenroom's class."""
+    run = Run(RunConfig(env="cartpole", num_envs=4, algorithm=A2CConfig(discounting=Discounting(scale_rewards=True))))
+    try:
+        algorithm: Any = run.algorithm
+        assert monitor._reward_scale(run) == pytest.approx(1.0)
+        next(train(run))
+        assert 0.0 < monitor._reward_scale(run) != 1.0
+        algorithm.rewards = []
+        assert monitor._reward_scale(run) == 1.0
+    finally:
+        run.close()
 
 
 def test_a_constraint_that_is_newer_than_the_checkpoint_begins_now() -> None:

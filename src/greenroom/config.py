@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -112,6 +114,8 @@ class RunConfig:
             raise UserError(
                 f"lag={self.lag} is for collect=overlap; {self.collect} always acts with the newest weights"
             )
+        for name in _not_numbers(self):
+            raise UserError(f"{name} is not a number (NaN)")
 
     @property
     def algo(self) -> str:
@@ -128,12 +132,22 @@ class RunConfig:
         """Steps that one gradient step learns from: a batch from a replay, a minibatch, or all of the rollout."""
         if (drawing := drawing_of(self.algorithm)) is not None:
             return drawing.batch_size
-        return self.steps_per_update // int(getattr(self.algorithm, "minibatches", 1))
+        return self.steps_per_update // max(1, int(getattr(self.algorithm, "minibatches", 1)))
 
     @property
     def save_interval(self) -> int:
         """Agent steps between checkpoints."""
         return self.save_every or max(1, self.total_steps // 10)
+
+
+def _not_numbers(config: Any) -> Iterator[str]:
+    """Settings, wherever in the tree, that are NaN: no comparison with a limit finds them."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from _not_numbers(value)
+        elif isinstance(value, float) and math.isnan(value):
+            yield item.name
 
 
 def kind_of(component: object) -> str:
@@ -159,12 +173,14 @@ def component(seam: Any, name: str) -> type:
     found = getattr(module, attribute, None)
     if found is None:
         raise missing(module, attribute, "class")
-    wanted = [part for part, value in vars(seam).items() if callable(value) and not part.startswith("_")]
-    lacking = [part for part in wanted if not hasattr(found, part)]
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found)) or lacking:
+    public = {part: value for part, value in vars(seam).items() if not part.startswith("_")}
+    methods = [f"the method {part}" for part, value in public.items() if callable(value)]
+    wanted = [f"the field {part}" for part, value in public.items() if isinstance(value, property)] + methods
+    given = {item.name for item in dataclasses.fields(found)} if dataclasses.is_dataclass(found) else set()
+    if not (isinstance(found, type) and given) or not {part.split()[-1] for part in wanted} <= given | set(dir(found)):
         raise UserError(
-            f"{name} is not a dataclass with the method {' and the method '.join(wanted)}: a component's config says "
-            "how it is built; see docs/extend.md"
+            f"{name} is not a dataclass with {' and '.join(wanted)}: a component's config says how it is built; see "
+            "docs/extend.md"
         )
     return found
 

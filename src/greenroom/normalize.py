@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from greenroom.errors import UserError
 from greenroom.spec import ObsSpec
 from greenroom.types import Obs, parts_of
 
@@ -90,10 +91,18 @@ class ObsNormalizer(nn.Module):
         return (_with_channels_last(x, self.bytes_to) if turned else x.to(self.bytes_to)).div_(255.0)
 
     def forward(self, obs: Obs) -> Obs:
-        """`[N, ...]` in, float32 of the same shapes out; of bytes, `bytes_to`."""
+        """`[N, ...]` in, float32 of the same shapes out; of bytes, `bytes_to`.
+
+        Raises:
+            UserError: one array for a policy that looks at several.
+        """
         if isinstance(obs, dict):
             pairs = zip(self.names, self.moments, strict=True)
             return {name: self._part(name, moments, obs[name]) for name, moments in pairs}
+        if self.names != ("",):
+            raise UserError(
+                f"this policy looks at a dict of {' and '.join(self.names)} (and a mask of actions, if any)"
+            )
         return self._part("", self.moments[0], obs)
 
     def update(self, obs: Obs) -> None:
