@@ -71,6 +71,41 @@ def test_plain_lines_come_at_start_every_few_seconds_and_at_the_end() -> None:
     assert [line.split()[0] for line in out.getvalue().splitlines()] == ["1", "21", "41", "61", "81", "100"]
 
 
+def test_a_long_evaluation_says_how_far_it_is_and_a_short_one_nothing() -> None:
+    display, out, clock = plain_display(100)
+    with display:
+        display.update(50, {})
+        for done in range(1, 5):
+            display.evaluating(done, 4)
+            clock.now += 1.0
+        display.update(51, {})
+        assert [line.split()[0] for line in out.getvalue().splitlines()] == ["50"]
+        for done in range(1, 9):
+            display.evaluating(done, 8)
+            clock.now += 2.0
+        display.update(100, {})
+    told = out.getvalue().splitlines()
+    assert told[-3:] == ["evaluation: 4 of 8 episodes", "evaluation: 7 of 8 episodes", "100 100%"]
+
+
+def test_the_live_bar_shows_an_evaluation_in_its_second_line() -> None:
+    display, out, clock = live_display(1000)
+    with display:
+        display.evaluating(1, 8)
+        clock.now += 1.0
+        display.evaluating(2, 8)
+        assert last_frame(out, 1) == ["evaluation: 2 of 8 episodes"], "before there is any training"
+        clock.now += 1.0
+        display.update(500, RECORD)
+        display.evaluating(3, 8)
+        clock.now += 1.0
+        display.evaluating(4, 8)
+        assert last_frame(out)[1] == "evaluation: 4 of 8 episodes  return -9999.9"
+        clock.now += 1.0
+        display.update(501, RECORD)
+        assert "evaluation" not in last_frame(out)[1]
+
+
 def test_the_last_plain_line_is_not_printed_twice() -> None:
     display, out, clock = plain_display(100)
     with display:

@@ -15,13 +15,14 @@ from greenroom.algorithms.exploration import EpsilonGreedy
 from greenroom.algorithms.lessons import Lesson, SequenceConfig, of_sequences, of_transitions
 from greenroom.algorithms.replaying import Drawing
 from greenroom.algorithms.targets import TargetNetwork
+from greenroom.batch import Batch, Sequences
 from greenroom.envs.probes import PROBES
 from greenroom.errors import UserError
 from greenroom.memory import Memory, MemoryKind
 from greenroom.networks import Mlp
 from greenroom.optim import Adam
 from greenroom.policy import PolicyConfig, one_step
-from greenroom.replay import Batch, ReplayConfig, Sequences
+from greenroom.replay import ReplayConfig
 from greenroom.spec import MASK, ArraySpec, Bounded, Discrete, EnvSpec
 from greenroom.types import State
 from greenroom.values import HeadConfig, QPolicy

@@ -39,6 +39,11 @@ NO_EPISODES = Episodes(
 )
 
 
+def sequences(replay: Replay, length: int) -> int:
+    """How many of so many steps may be drawn."""
+    return len(replay._starts(length)) * replay.num_envs
+
+
 @dataclass
 class World:
     """Random episodes of B environments, and a memory of everything that happened in them.
@@ -558,7 +563,7 @@ def test_sequences_are_what_happened(length: int, prioritised: bool) -> None:
         first = len(world.reward) - len(replay) // 2
         starts = {2 * start + env for start in world.states if start >= first for env in (0, 1)}
         starts = {number for number in starts if number // 2 + length <= len(world.reward)}
-        assert replay.count_sequences(length) == len(starts)
+        assert sequences(replay, length) == len(starts)
         if starts:
             drawn = replay.sample_sequences(300, length)
             assert set(drawn.index.tolist()) == starts
@@ -587,7 +592,7 @@ def test_what_does_not_exist_cannot_be_drawn() -> None:
         with pytest.raises(ValueError, match=r"empty replay|no sequence of 1 steps"):
             draw()
     replay.add(world.rollout(4))
-    assert replay.count_sequences(4) == 2 and replay.count_sequences(5) == 0
+    assert sequences(replay, 4) == 2 and sequences(replay, 5) == 0
     with pytest.raises(ValueError, match="no sequence of 5 steps"):
         replay.sample_sequences(1, 5)
 
@@ -641,7 +646,7 @@ def test_without_its_memory_it_fills_anew_and_counts_on(obs: ObsSpec) -> None:
     assert len(resumed) == 0 and resumed.beta == replay.beta > 0.4
     with pytest.raises(ValueError, match="empty replay"):
         resumed.sample(1)
-    assert resumed.count_sequences(1) == 0
+    assert sequences(resumed, 1) == 0
     for rollouts in range(1, 30):
         resumed.add(world.rollout(3))
         assert len(resumed) == 6 * rollouts or rollouts > 5

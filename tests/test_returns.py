@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from greenroom.maths.returns import corrected_advantage, gae, n_step_advantage, vtrace, vtrace_advantage
+from greenroom.maths.returns import corrected_advantage, gae, vtrace, vtrace_advantage
 from greenroom.types import Episodes, Obs, Rollout, State
 
 T, B = 9, 40
@@ -125,7 +125,7 @@ def everywhere(definition: object, *args: object) -> Tensor:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_n_step(seed: int) -> None:
     s = segment(seed).consistent
-    torch.testing.assert_close(n_step_advantage(*s.common) + s.value, everywhere(n_step_by_definition, s))
+    torch.testing.assert_close(gae(*s.common, lam=1.0) + s.value, everywhere(n_step_by_definition, s))
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.5, 0.95, 1.0])
@@ -152,7 +152,7 @@ def test_vtrace_advantage(rho_max: float) -> None:
 def test_vtrace_advantage_on_policy_is_the_n_step_advantage() -> None:
     s = segment(16).consistent
     ones = torch.ones_like(s.ratio)
-    expected = n_step_advantage(*s.common)
+    expected = gae(*s.common, lam=1.0)
     target = s.value + vtrace(*s.common, ones)
     torch.testing.assert_close(vtrace_advantage(*s.common, ones, target), expected)
     # … and only then: ratios and a λ below 1 both count.
@@ -171,7 +171,7 @@ def test_the_loop_of_paac_masked_at_every_end() -> None:
         estimate = s.reward[t] + GAMMA * estimate * (~s.terminated[t])
         expected[t] = estimate
     next_value = torch.cat([s.value[1:], after[None]])
-    found = n_step_advantage(s.reward, s.discount, s.cut, s.value, next_value)
+    found = gae(s.reward, s.discount, s.cut, s.value, next_value, lam=1.0)
     torch.testing.assert_close(found, expected - s.value)
 
 
@@ -182,7 +182,8 @@ def test_literal_numbers() -> None:
     truncated = torch.tensor([[0, 0], [0, 1], [0, 0]]).bool()
     value = torch.tensor([[10.0, 10.0], [20.0, 20.0], [30.0, 30.0]])
     next_value = torch.tensor([[20.0, 20.0], [0.0, 8.0], [40.0, 40.0]])
-    target = value + n_step_advantage(reward, 0.5 * (~terminated).float(), terminated | truncated, value, next_value)
+    discount, cut = 0.5 * (~terminated).float(), terminated | truncated
+    target = value + gae(reward, discount, cut, value, next_value, lam=1.0)
     # 2; 2 + 8/2 = 6; 4 + 40/2 = 24; before them 1 + half of what follows.
     assert target.tolist() == [[2.0, 4.0], [2.0, 6.0], [24.0, 24.0]]
 

@@ -23,7 +23,7 @@ from greenroom.commands.doctor import Doctor, doctor
 from greenroom.commands.options import CHOICES, Start, run_options
 from greenroom.commands.reproduce import Reproduce, reproduce
 from greenroom.config import SEAMS, Device, RunConfig
-from greenroom.display import new_console
+from greenroom.display import Display, new_console
 from greenroom.envs.faults import traceback_of
 from greenroom.errors import EXIT_CODES, EnvironmentFault, ExitCode, UserError, nearest
 from greenroom.health.finding import table as findings_table
@@ -237,15 +237,17 @@ def _evaluate(words: list[str]) -> None:
     options = tyro.cli(Evaluate, args=words, prog="greenroom evaluate")
     from greenroom.examination import examine
 
-    report = examine(
-        options.run_dir,
-        episodes=options.episodes,
-        seed=options.seed,
-        greedy=options.greedy,
-        which=options.checkpoint,
-        video=options.video,
-        device=options.device,
-    )
+    with Display(options.episodes, quiet=options.json) as display:
+        report = examine(
+            options.run_dir,
+            episodes=options.episodes,
+            seed=options.seed,
+            greedy=options.greedy,
+            which=options.checkpoint,
+            video=options.video,
+            device=options.device,
+            on_progress=display.evaluating,
+        )
     if options.json:
         print(json.dumps(report.to_json()))
         return

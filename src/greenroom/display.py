@@ -95,6 +95,7 @@ class Display:
         self._steps: int | None = None
         self._shown: int | None = None
         self._record: dict[str, object] = {}
+        self._evaluation = ""
         self._due = -math.inf
         terminal = self._console.is_terminal and not (self._console.is_dumb_terminal or self._console.is_jupyter)
         # Drawn by `update` alone: a drawing thread would compete with acting for the interpreter.
@@ -133,14 +134,31 @@ class Display:
                 `time/learn`, `time/wait` (seconds or shares: their proportions are shown). Others are ignored, missing
                 ones stay as they were.
         """
-        self._steps = env_steps
+        self._steps, self._evaluation = env_steps, ""
         self._record.update(record)
-        now = self._clock()
-        if self._quiet or now < self._due:
-            return
-        self._due = now + (_LIVE_SECONDS if self._live else _PLAIN_SECONDS)
+        if self._is_due():
+            self._show()
+
+    def evaluating(self, done: int, episodes: int) -> None:
+        """Show how far an evaluation is, if it takes longer than what usually passes between two lines."""
+        begins, self._evaluation = not self._evaluation, f"evaluation: {done} of {episodes} episodes"
+        if begins:
+            self._put_off()
+        elif self._is_due():
+            self._show()
+
+    def _is_due(self) -> bool:
+        return not self._quiet and self._clock() >= self._due
+
+    def _put_off(self) -> None:
+        self._due = self._clock() + (_LIVE_SECONDS if self._live else _PLAIN_SECONDS)
+
+    def _show(self) -> None:
+        self._put_off()
         if self._live:
             self._live.refresh()
+        elif self._evaluation:
+            self.say(self._evaluation)
         else:
             self._print_line()
 
@@ -194,7 +212,7 @@ class Display:
     def _draw(self) -> RenderableType:
         """The live lines: how far and how long, then how well and where the time goes."""
         if self._steps is None:
-            return Text("starting", no_wrap=True)
+            return Text(self._evaluation or "starting", no_wrap=True)
         first = Table.grid(padding=(0, 1), expand=True)
         first.add_column(ratio=1, min_width=4)
         for _ in range(3):
@@ -203,7 +221,8 @@ class Display:
         steps = f"{_short(self._steps)}/{_short(self._total)} steps"
         first.add_row(bar, f"{self._percent()}%", steps, self._left())
         speed = f"{self._speed()} steps/s" if self._speed() else ""
-        second = "  ".join(part for part in (speed, self._return(), self._split()) if part)
+        parts = (self._evaluation, self._return()) if self._evaluation else (speed, self._return(), self._split())
+        second = "  ".join(part for part in parts if part)
         return Group(first, Text(second, no_wrap=True, overflow="ellipsis"))
 
 

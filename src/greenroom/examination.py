@@ -15,7 +15,7 @@ from greenroom.envs.base import Environment
 from greenroom.envs.choose import largest_divisor
 from greenroom.envs.device import model_of
 from greenroom.errors import UserError
-from greenroom.evaluation import Evaluation, evaluate
+from greenroom.evaluation import Evaluation, OnProgress, evaluate
 from greenroom.folder import RunFolder
 from greenroom.policy import Policy
 from greenroom.seeding import derive
@@ -53,12 +53,13 @@ class Examiner:
         self._config = config
         self._environment: Environment | None = None
 
-    def examine(self, policy: Policy) -> Evaluation:
+    def examine(self, policy: Policy, on_progress: OnProgress) -> Evaluation:
         """Greedy evaluation: the same episodes every time."""
         if self._environment is None:
             self._environment = evaluation_environment(self._config, self._config.eval_episodes)
         seed = derive(self._config.seed, "evaluation")
-        return evaluate(policy, self._environment, episodes=self._config.eval_episodes, seed=seed)
+        episodes = self._config.eval_episodes
+        return evaluate(policy, self._environment, episodes=episodes, seed=seed, on_progress=on_progress)
 
     def close(self) -> None:
         """Close its environments."""
@@ -133,6 +134,7 @@ def examine(
     which: str = "latest",
     video: bool = False,
     device: Device | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Report:
     """Evaluate a run's policy on new environments.
 
@@ -144,6 +146,7 @@ def examine(
         which: the checkpoint: `latest`, `best` or its name.
         video: also record one episode into the run's folder.
         device: where the policy computes; None: where the run's configuration says.
+        on_progress: hears how many of the episodes have finished.
 
     Raises:
         UserError: not a run, no checkpoint, no episodes, or an environment that cannot be built or rendered.
@@ -169,7 +172,9 @@ def examine(
     environment = evaluation_environment(config, episodes)
     try:
         with limited(worthwhile(policy, environment.spec, environment.num_envs, device=chosen)):
-            evaluation = evaluate(policy, environment, episodes=episodes, seed=seed, greedy=greedy)
+            evaluation = evaluate(
+                policy, environment, episodes=episodes, seed=seed, greedy=greedy, on_progress=on_progress
+            )
     finally:
         environment.close()
     comparison = baselines.report(policy, config.env, config.env_kwargs, seed=seed, device=chosen) if greedy else None

@@ -5,7 +5,6 @@ Figures are built from objects, not through `pyplot`: no window system, no state
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,14 +54,13 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds / size:.3g} {letter}"
 
 
-def learning_curve(run_dir: Path, *, reference_lines: Mapping[str, float] | None = None) -> Path:
+def learning_curve(run_dir: Path) -> Path:
     """Draw a run's return over environment steps as `curve.png` in its folder, in place of an earlier one.
 
     Training returns are faint, their moving average on top; evaluations are points with their 95 % interval.
 
     Args:
         run_dir: the run's folder.
-        reference_lines: named returns to draw as horizontal lines (an optimum, a classical rule).
 
     Returns:
         Where the picture is.
@@ -74,7 +72,6 @@ def learning_curve(run_dir: Path, *, reference_lines: Mapping[str, float] | None
     config = read_config(folder)
     training = read_curve(folder.metrics, "return_mean")
     evaluations = read_curve(folder.evaluations, "mean")
-    references = dict(reference_lines or {})
     figure = Figure(figsize=(8.0, 4.8), layout="constrained")
     axes = figure.add_subplot()
     _style(axes)
@@ -85,8 +82,7 @@ def learning_curve(run_dir: Path, *, reference_lines: Mapping[str, float] | None
         _draw_training(axes, training)
         _draw_evaluations(axes, evaluations)
         axes.set_xlim(left=0.0)
-        _frame_scores(axes, np.concatenate((training.score, evaluations.score)), references.values())
-        _draw_references(axes, references)
+        _frame_scores(axes, np.concatenate((training.score, evaluations.score)))
         _add_seconds(axes, training if len(training) else evaluations)
         axes.legend(loc="best", frameon=False, fontsize=9, labelcolor=_INK)
     else:
@@ -175,28 +171,7 @@ def _draw_evaluations(axes: Axes, curve: Curve) -> None:
     )
 
 
-def _draw_references(axes: Axes, references: Mapping[str, float]) -> None:
-    """Named lines across the frame. Names stand at the right edge, pushed apart where lines are closer than text."""
-    for level in references.values():
-        axes.axhline(level, color=_INK, linestyle=(0, (4, 3)), linewidth=0.9, alpha=0.7, zorder=1)
-    bottom, top = axes.get_ylim()
-    place = -math.inf
-    for name, level in sorted(references.items(), key=lambda item: item[1]):
-        height = (level - bottom) / (top - bottom)
-        place = max(height, place + 0.05)
-        axes.annotate(
-            f"{name} {_format_score(level)}",
-            xy=(1.0, height),
-            xytext=(1.03, place),
-            xycoords="axes fraction",
-            va="center",
-            fontsize=8.5,
-            color=_INK,
-            arrowprops={"arrowstyle": "-", "color": _FAINT, "linewidth": 0.7, "shrinkB": 0, "relpos": (0.0, 0.5)},
-        )
-
-
-def _frame_scores(axes: Axes, scores: Floats, references: Collection[float]) -> None:
+def _frame_scores(axes: Axes, scores: Floats, references: Collection[float] = ()) -> None:
     """Frame scores and references; leave a bad start out where it would press all else into a line at the top."""
     shown = np.concatenate((scores, np.array(list(references))))
     low, high = float(shown.min()), float(shown.max())

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from greenroom import machine
-from greenroom.batch import Batch as Batch
-from greenroom.batch import Sequences as Sequences
+from greenroom.batch import Batch, Sequences
 from greenroom.errors import UserError
 from greenroom.frames import FramePool
 from greenroom.maths.returns import fold
@@ -274,10 +273,6 @@ class Replay:
         while self._dropped > self._first and bool((wrong := self._arrays["steps"][index % self.rows] == 0).any()):
             index[wrong] = draw(int(wrong.sum()))
         return index
-
-    def count_sequences(self, length: int) -> int:
-        """Sequences of so many steps that may be drawn: each begins where a rollout began."""
-        return len(self._starts(length)) * self.num_envs
 
     def sample_sequences(self, batch_size: int, length: int) -> Sequences:
         """Draw sequences, with replacement; if prioritised, by the priority of their first transition.

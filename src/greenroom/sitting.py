@@ -267,7 +267,7 @@ class Sitting:
 
     def _evaluate(self) -> Evaluation:
         run = self.run
-        result = self._examiner.examine(run.algorithm.policy)
+        result = self._examiner.examine(run.algorithm.policy, self.display.evaluating)
         clock = {"env_steps": run.env_steps, "updates": run.updates, "seconds": run.seconds}
         if self._evaluated != run.env_steps:
             self._journal.write("evaluations", {**clock, **result.to_json()})

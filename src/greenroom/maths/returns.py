@@ -46,13 +46,12 @@ def corrected_advantage(
     return acc
 
 
-def n_step_advantage(reward: Tensor, discount: Tensor, cut: Tensor, value: Tensor, next_value: Tensor) -> Tensor:
-    """`R[t] - value[t]`, R the longest n-step return in the segment (A3C, Mnih et al. 2016; PAAC, algorithm 1)."""
-    return corrected_advantage(reward, discount, cut, value, next_value)
-
-
 def gae(reward: Tensor, discount: Tensor, cut: Tensor, value: Tensor, next_value: Tensor, *, lam: float) -> Tensor:
-    """Generalised advantage (Schulman et al. 2016, equation 16). `lam` in [0, 1]; 1 gives `n_step_advantage`."""
+    """Generalised advantage (Schulman et al. 2016, equation 16). `lam` in [0, 1].
+
+    With 1 it is `R[t] - value[t]`, R the longest n-step return in the segment (A3C, Mnih et al. 2016; PAAC, algorithm
+    1).
+    """
     return corrected_advantage(reward, discount, cut, value, next_value, c=lam)
 
 
@@ -89,7 +88,7 @@ def vtrace_advantage(
     """`ρ[t]·(r[t] + discount[t]·v[t+1] - V(x[t]))` with V-trace's own `target` v (IMPALA, section 4.2).
 
     Where an episode is cut and at the segment's end v[t+1] is `next_value`. With all ratios 1 and lam 1 this is
-    `n_step_advantage`.
+    `gae` with lam 1.
     """
     inside = torch.cat([target[1:], next_value[-1:]])
     following = torch.where(cut, next_value, inside)

@@ -33,6 +33,6 @@ def scaled_learning_rate(base: float, num_envs: int, rule: ScalingRule) -> float
     return base * min(num_envs, CAP_ENVS)
 
 
-def linear_decay(step: int, horizon: int, *, final: float = 0.0) -> float:
-    """Factor that falls from 1 at step 0 to `final` at `horizon` and stays there."""
-    return 1.0 + (final - 1.0) * min(1.0, step / horizon)
+def linear_decay(step: int, horizon: int) -> float:
+    """Factor that falls from 1 at step 0 to 0 at `horizon` and stays there."""
+    return 1.0 - min(1.0, step / horizon)
