@@ -447,7 +447,7 @@ def test_bounds_are_checked_unless_told_not_to() -> None:
 
 def test_the_choice_of_a_stage_puts_up_with_what_the_run_does() -> None:
     for fault, faults in (("raise", RESTART), ("outside", FaultConfig(check_bounds=False))):
-        with pytest.raises(EnvironmentFault, match="environment 0, step"):
+        with pytest.raises(EnvironmentFault, match=r"environment 0, step.*a stage was chosen; with --stage inline"):
             make("faults.flaky:Flaky", num_envs=4, kwargs={"fault": fault}, say=lambda line: None)
         make("faults.flaky:Flaky", num_envs=4, kwargs={"fault": fault}, faults=faults, say=lambda line: None).close()
 

@@ -17,7 +17,7 @@ from greenroom.envs.factory import Factory, Source, unknown
 from greenroom.envs.faults import BY_DEFAULT, FaultConfig
 from greenroom.envs.gym import Cast
 from greenroom.envs.spaces import ActionForm, Array
-from greenroom.errors import UserError, nearest
+from greenroom.errors import EnvironmentFault, UserError, nearest
 from greenroom.machine import FreeCores, available_cores
 
 _STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -171,7 +171,12 @@ def _only_stage(env: Source) -> Choice | None:
 
 def _by_measurement(factory: Factory, num_envs: int, faults: FaultConfig = BY_DEFAULT, taken_cores: int = 0) -> Choice:
     cores, free = available_cores(), FreeCores()
-    seconds = measure_step(factory, num_envs, faults)
+    try:
+        seconds = measure_step(factory, num_envs, faults)
+    except EnvironmentFault as error:
+        hint = "it failed while a stage was chosen; with --stage inline a run would keep what makes it happen again"
+        error.args = (f"{error} ({hint})",)
+        raise
     unused = free.mean()
     inline = seconds * num_envs
     cost = f"one {factory.name} step takes {_time(seconds)}"
