@@ -480,6 +480,12 @@ def test_what_the_doctor_cannot_do_is_told() -> None:
     assert "unknown environment 'Nowhere-v1'" in promises.consult(("Nowhere-v1",))
 
 
+def test_what_a_replayed_transition_takes_is_told() -> None:
+    (table,) = scale._replays().tables
+    assert [row[0] for row in table.rows] == ["atari-dqn", "rainbow"]
+    assert all(isinstance(row[1], float) and 7056 < row[1] < 8000 for row in table.rows)
+
+
 def test_a_run_s_start_is_timed_from_the_command() -> None:
     words = ["train", "cartpole", "--num-envs", "4", "--rollout-length", "8", "--minibatches", "2", "--threads", "1"]
     seconds = scale.started(words)

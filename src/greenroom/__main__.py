@@ -18,12 +18,13 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def main() -> int:
     """Load the command line, and run one command. Returns the exit code."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # else it is ignored, as by `nohup`, or somebody's own
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored, or somebody's own
+    if ours:
         signal.signal(signal.SIGINT, _leave)
     from greenroom.cli import main as command
 
-    signal.signal(signal.SIGINT, before)
+    if ours:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return command()
 
 

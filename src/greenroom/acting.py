@@ -25,6 +25,9 @@ from greenroom.policy import Trainee
 from greenroom.seeding import derive, generator, restore
 from greenroom.types import Decision, Episodes, Obs, Rollout, State, Step, cat_obs, len_obs, map_obs, parts_of, restart
 
+_FRUITLESS = 10
+"""So many rollouts in a row without anything to learn from end a run."""
+
 
 class Collecting(Protocol):
     """Whatever collects, in one place or another."""
@@ -66,10 +69,6 @@ class Source(Collecting, Protocol):
     def __next__(self) -> Rollout:
         """The next rollout; its memory is the source's."""
         ...
-
-
-_FRUITLESS = 10
-"""So many rollouts in a row without anything to learn from end a run."""
 
 
 class Empty(Protocol):

@@ -176,8 +176,9 @@ def component(seam: Any, name: str) -> type:
     public = {part: value for part, value in vars(seam).items() if not part.startswith("_")}
     methods = [f"the method {part}" for part, value in public.items() if callable(value)]
     wanted = [f"the field {part}" for part, value in public.items() if isinstance(value, property)] + methods
-    given = {item.name for item in dataclasses.fields(found)} if dataclasses.is_dataclass(found) else set()
-    if not (isinstance(found, type) and given) or not {part.split()[-1] for part in wanted} <= given | set(dir(found)):
+    whole = isinstance(found, type) and dataclasses.is_dataclass(found)
+    there = {*dir(found), *(item.name for item in dataclasses.fields(found))} if whole else set()
+    if not whole or not {part.split()[-1] for part in wanted} <= there:
         raise UserError(
             f"{name} is not a dataclass with {' and '.join(wanted)}: a component's config says how it is built; see "
             "docs/extend.md"

@@ -126,6 +126,8 @@ class ActionNetwork(nn.Module):
 class ContinuousPolicy(nn.Module):
     """Normaliser → body → head → the environment's range. It puts no extras into the rollout."""
 
+    remembers = False
+    """It cannot have a memory."""
     at_random: Tensor
 
     def __init__(
@@ -170,9 +172,6 @@ class ContinuousPolicy(nn.Module):
         self.register_buffer("at_random", torch.tensor(True))
         initialise(body, settings.initialisation, math.sqrt(2.0))
         initialise(self.actor.head, settings.initialisation, 0.01)
-
-    remembers = False
-    """It cannot have a memory."""
 
     def initial_state(self, num_envs: int) -> State:
         """Nothing: it has no memory."""

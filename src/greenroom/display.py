@@ -50,14 +50,16 @@ class _StandardError:
 
     def write(self, text: str) -> int:
         """All of it, or nothing."""
-        with suppress(OSError):
-            self._now.write(text)
+        if self._now is not None:  # as after `2>&-`
+            with suppress(OSError):
+                self._now.write(text)
         return len(text)
 
     def flush(self) -> None:
         """As far as possible."""
-        with suppress(OSError):
-            self._now.flush()
+        if self._now is not None:
+            with suppress(OSError):
+                self._now.flush()
 
 
 def new_console(*, stderr: bool = False, width: int | None = None) -> Console:

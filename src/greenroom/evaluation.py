@@ -22,7 +22,6 @@ from greenroom.policy import Actor
 from greenroom.types import Episodes, map_obs, restart
 
 OnProgress = Callable[[int, int], None]
-"""Hears of episodes: how many have finished, and how many there will be."""
 """Called with the number of episodes finished and wanted, each time the first of them grows."""
 
 

@@ -51,7 +51,7 @@ def launch(
             news = train_profiled(run, folder.profile, display.say) if profile else train(run)
             return Sitting(run, folder, display, resumed_at=None).conduct(news)
     finally:
-        _close(run)
+        _close(run, display)
 
 
 def resume(
@@ -115,10 +115,10 @@ def _continue(folder: RunFolder, config: RunConfig, display: Display) -> Outcome
         sitting.take_up(path)
         return sitting.conduct(train(run))
     finally:
-        _close(run)
+        _close(run, display)
 
 
-def _close(run: Run) -> None:
+def _close(run: Run, display: Display) -> None:
     """Nothing to stop is left: a signal now, as SIGTERM after a cluster's notice, must not change the exit code."""
-    with interrupts(lambda line: None):
+    with interrupts(display.say):
         run.close()

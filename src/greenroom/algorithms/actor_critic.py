@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from greenroom.algorithms.parts import Parts
+from greenroom.algorithms.parts import Parts, Saved
 from greenroom.algorithms.rewards import Discounting, Rewards
 from greenroom.algorithms.rows import Rows, learn_normalisation, rows_of
 from greenroom.compiling import compilable
@@ -118,7 +117,7 @@ class A2CConfig:
         return A2C(self, policy, num_envs=num_envs, total_steps=total_steps)
 
 
-class A2C:
+class A2C(Saved):
     """One gradient step on all of a rollout, then the rollout is forgotten."""
 
     def __init__(self, config: A2CConfig, policy: ActorCritic, *, num_envs: int, total_steps: int) -> None:
@@ -142,14 +141,6 @@ class A2C:
         distribution, value = self.policy.evaluate(rows.obs, rows.state, rows.cut)
         log_prob, entropy = distribution.log_prob(rows["sample"]), distribution.entropy()
         return loss_of(self.config, log_prob, entropy, value, rows["advantage"], rows["target"])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs."""
-        return self._parts.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
-        self._parts.load_state_dict(state)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +179,7 @@ class VTraceConfig:
         return VTrace(self, policy, num_envs=num_envs, total_steps=total_steps)
 
 
-class VTrace:
+class VTrace(Saved):
     """A2C's step, with advantages and targets that allow for the weights having moved on since the rollout."""
 
     def __init__(self, config: VTraceConfig, policy: ActorCritic, *, num_envs: int, total_steps: int) -> None:
@@ -244,11 +235,3 @@ class VTrace:
         self, log_prob: Tensor, entropy: Tensor, value: Tensor, advantage: Tensor, target: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         return loss_of(self.config, log_prob, entropy, value, advantage, target)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs."""
-        return self._parts.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
-        self._parts.load_state_dict(state)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from greenroom.algorithms.parts import Parts
+from greenroom.algorithms.parts import Parts, Saved
 from greenroom.algorithms.replaying import Drawing
 from greenroom.algorithms.rows import learn_normalisation
 from greenroom.algorithms.targets import TargetNetwork
@@ -128,7 +128,7 @@ class CriticConfig:
         return Critics(self, policy, optimizer, spec=spec, num_envs=num_envs, total_steps=total_steps, seed=seed)
 
 
-class Critics:
+class Critics(Saved):
     """Twin values, their slow copies, the replay they learn from, and the clock of its draws."""
 
     def __init__(
@@ -208,12 +208,8 @@ class Critics:
         self.online.requires_grad_(True)
         return value
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs."""
-        return self._parts.state_dict()
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
-        self._parts.load_state_dict(state)
+        super().load_state_dict(state)
         if not len(self.replay):
             self.draws.start_anew()

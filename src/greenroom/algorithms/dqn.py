@@ -10,7 +10,7 @@ from torch import Tensor
 
 from greenroom.algorithms.exploration import EpsilonGreedy
 from greenroom.algorithms.lessons import Lesson, SequenceConfig, of_sequences, of_transitions
-from greenroom.algorithms.parts import Parts
+from greenroom.algorithms.parts import Parts, Saved
 from greenroom.algorithms.replaying import Drawing, Report
 from greenroom.algorithms.rows import learn_normalisation
 from greenroom.algorithms.targets import TargetNetwork
@@ -73,7 +73,7 @@ class DQNConfig:
         return DQN(self, policy, spec=spec, num_envs=num_envs, total_steps=total_steps, seed=seed)
 
 
-class DQN:
+class DQN(Saved):
     """Takes in each rollout, then learns from as many draws of the replay as are due."""
 
     def __init__(
@@ -151,12 +151,8 @@ class DQN:
         q_mean = returns.mean(lesson.outputs).detach().mean()
         return loss, priority, {"loss": loss.detach(), "q_mean": q_mean, "error": errors.mean()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, the replay included."""
-        return self._parts.state_dict()
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
-        self._parts.load_state_dict(state)
+        super().load_state_dict(state)
         if not len(self.replay):
             self.draws.start_anew()

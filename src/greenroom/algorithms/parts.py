@@ -41,3 +41,17 @@ class Parts:
                 restore(part, state[name])
             else:
                 part.load_state_dict(state[name])
+
+
+class Saved:
+    """Whoever has all of its state in `_parts`."""
+
+    _parts: Parts
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs."""
+        return self._parts.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
+        self._parts.load_state_dict(state)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from greenroom.algorithms.actor_critic import advantage_of, explained_variance, standardise, steps_of
-from greenroom.algorithms.parts import Parts
+from greenroom.algorithms.parts import Parts, Saved
 from greenroom.algorithms.rewards import Discounting, Rewards
 from greenroom.algorithms.rows import Rows, check_minibatches, learn_normalisation, mean_metrics
 from greenroom.compiling import compilable
@@ -65,7 +64,7 @@ class PPOConfig:
         return PPO(self, policy, num_envs=num_envs, total_steps=total_steps, seed=seed)
 
 
-class PPO:
+class PPO(Saved):
     """Clipped policy gradient over epochs of minibatches."""
 
     def __init__(self, config: PPOConfig, policy: ActorCritic, *, num_envs: int, total_steps: int, seed: int) -> None:
@@ -124,11 +123,3 @@ class PPO:
                 "approx_kl": (ratio - 1.0 - log_ratio).mean(),
                 "clip_fraction": ((ratio - 1.0).abs() > config.clip).float().mean(),
             }
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs."""
-        return self._parts.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
-        self._parts.load_state_dict(state)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from greenroom.algorithms.exploration import EpsilonGreedy
-from greenroom.algorithms.parts import Parts
+from greenroom.algorithms.parts import Parts, Saved
 from greenroom.algorithms.rewards import Discounting, Rewards
 from greenroom.algorithms.rows import Rows, check_minibatches, learn_normalisation, mean_metrics, rows_of
 from greenroom.algorithms.targets import Target, TargetNetwork
@@ -127,7 +126,7 @@ class PQNConfig:
         )
 
 
-class QLearner:
+class QLearner(Saved):
     """Q(λ) or Sarsa(λ): targets once per rollout, then epochs of minibatches towards them."""
 
     def __init__(
@@ -198,11 +197,3 @@ class QLearner:
         q = chosen(self.policy.values(rows.obs, rows.state, rows.cut), rows["action"])
         loss = squared_error(q, rows["target"])
         return loss, {"loss": loss.detach(), "q_mean": q.detach().mean()}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs."""
-        return self._parts.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
-        self._parts.load_state_dict(state)

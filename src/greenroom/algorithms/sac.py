@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from greenroom.algorithms.critics import CriticConfig, steady_adam
-from greenroom.algorithms.parts import Parts
+from greenroom.algorithms.parts import Parts, Saved
 from greenroom.algorithms.replaying import Report
 from greenroom.continuous import ContinuousPolicy, GaussianHead, TanhGaussian
 from greenroom.errors import UserError
@@ -77,7 +76,7 @@ class Temperature(nn.Module):
         return -self.log.squeeze(0) * (log_prob.detach().mean() + target_entropy)
 
 
-class SAC:
+class SAC(Saved):
     """For every batch from the replay: one step of the values, of the policy and of the temperature."""
 
     def __init__(
@@ -137,11 +136,3 @@ class SAC:
     def _act(self, inputs: Obs) -> tuple[Tensor, Tensor]:
         actions: TanhGaussian = self.policy.actor(inputs)
         return actions.sample_with_log_prob(self._generator)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs."""
-        return self._parts.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
-        self._parts.load_state_dict(state)

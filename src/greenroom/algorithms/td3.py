@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from greenroom.algorithms.critics import CriticConfig, steady_adam
-from greenroom.algorithms.parts import Parts
+from greenroom.algorithms.parts import Parts, Saved
 from greenroom.algorithms.replaying import Report
 from greenroom.continuous import ContinuousPolicy, DeterministicHead, NoisyAction
 from greenroom.errors import UserError
@@ -64,7 +63,7 @@ class TD3Config:
         return TD3(self, policy, spec=spec, num_envs=num_envs, total_steps=total_steps, seed=seed)
 
 
-class TD3:
+class TD3(Saved):
     """For every batch from the replay one step of the values; now and then one of the policy and the slow copies."""
 
     def __init__(
@@ -111,11 +110,3 @@ class TD3:
         self.critics.target.follow()
         self.target.follow()
         return metrics | {"actor_loss": actor_loss.detach()}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs."""
-        return self._parts.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
-        self._parts.load_state_dict(state)

@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from greenroom import envs
 from greenroom.algorithms.ppo import PPOConfig
 from greenroom.bench.peers import ask_own
@@ -99,7 +101,12 @@ def _replays() -> Findings:
         stage = envs.make(config.env, num_envs=config.num_envs, say=say_nothing)
         try:
             replay = dataclasses.replace(algorithm.replay, capacity=_CAPACITY).build(
-                stage.spec, num_envs=config.num_envs, gamma=0.99, total_steps=_CAPACITY, seed=0, device="cpu"
+                stage.spec,
+                num_envs=config.num_envs,
+                gamma=0.99,
+                total_steps=_CAPACITY,
+                seed=0,
+                device=torch.device("cpu"),
             )
             rows.append((name, float(replay.bytes_per_transition), replay.nbytes / 1e9))
         finally:
