@@ -183,7 +183,8 @@ def component(seam: Any, name: str) -> type:
             f"{name} is not a dataclass with {' and '.join(wanted)}: a component's config says how it is built; see "
             "docs/extend.md"
         )
-    return found
+    kind: type = found
+    return kind
 
 
 def by_default(kind: type) -> Any:

@@ -95,18 +95,14 @@ def _cartpole() -> RunConfig:
 def _replays() -> Findings:
     """Memory of a replayed Atari transition, by what is kept of it."""
     rows: list[tuple[Cell, ...]] = []
+    cpu = torch.device("cpu")
     for name in ("atari-dqn", "rainbow"):
         config = preset(name, "ALE/Pong-v5")
         algorithm: Any = config.algorithm
         stage = envs.make(config.env, num_envs=config.num_envs, say=say_nothing)
         try:
             replay = dataclasses.replace(algorithm.replay, capacity=_CAPACITY).build(
-                stage.spec,
-                num_envs=config.num_envs,
-                gamma=0.99,
-                total_steps=_CAPACITY,
-                seed=0,
-                device=torch.device("cpu"),
+                stage.spec, num_envs=config.num_envs, gamma=0.99, total_steps=_CAPACITY, seed=0, device=cpu
             )
             rows.append((name, float(replay.bytes_per_transition), replay.nbytes / 1e9))
         finally:
