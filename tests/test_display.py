@@ -104,6 +104,8 @@ def test_the_live_bar_shows_an_evaluation_in_its_second_line() -> None:
         clock.now += 1.0
         display.update(501, RECORD)
         assert "evaluation" not in last_frame(out)[1]
+        display.evaluating(8, 8)
+    assert "env 25 act 25" in last_frame(out)[1], "what stays on the screen is how the training went"
 
 
 def test_the_last_plain_line_is_not_printed_twice() -> None:

@@ -122,6 +122,8 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Show where things ended and give the terminal back."""
+        if self._steps is not None:
+            self._evaluation = ""
         if self._live:
             self._live.stop()
         elif self._steps != self._shown:
