@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code, an `ExitCode`; 141 (1 from a table) if nobody reads the output to its end.
+        The exit code, an `ExitCode`; 141 if nobody reads the output to its end.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     _heed_output()

@@ -62,6 +62,12 @@ class _StandardError:
                 self._now.flush()
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line; rich would end the process."""
+        raise  # the error that is being handled
+
+
 def new_console(*, stderr: bool = False, width: int | None = None) -> Console:
     """Where people read: standard output, or standard error; what they read is left as it is.
 
@@ -69,7 +75,7 @@ def new_console(*, stderr: bool = False, width: int | None = None) -> Console:
     """
     if stderr:
         return Console(file=_StandardError(), width=width, emoji=False)  # type: ignore[arg-type]  # all that rich asks for
-    return Console(width=width, emoji=False)
+    return _Console(width=width, emoji=False)
 
 
 class Display:
