@@ -79,15 +79,18 @@ def test_the_documented_use_of_a_policy_works(shop: Path) -> None:
     names: dict[str, Any] = {}
     exec(compile(source.replace("runs/shop-Shop-ppo-s0-…", "run"), "environments.md", "exec"), names)
     assert names["truncated"] and names["environment"].days == 50
+
+
+def test_the_documented_use_of_a_mask_works(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "tight", raising=False)
+    source = next(b for b in blocks(ROOT / "docs" / "environments.md", "python") if "class TightShop(" in b)
+    (shop / "tight.py").write_text(source)
+    words = ["train", "tight:TightShop", "--total-steps", "2048", "--stage", "inline", "--eval-episodes", "2"]
+    assert main([*words, "--run-dir", "masked", "--quiet"]) == 0
+    policy = greenroom.load_policy("masked")[1]
+    seen = {"obs": torch.zeros(1, 1), "action_mask": torch.eye(11)[[2]]}
+    assert policy(seen, policy.initial_state(1))[0].item() == 2
     with pytest.raises(UserError, match="looks at a dict of obs"):
-        tight = (shop / "shop.py").read_text() + next(
-            b for b in blocks(ROOT / "docs" / "environments.md", "python") if "class TightShop(" in b
-        ).replace("from shop import Shop\n", "")
-        (shop / "tight.py").write_text(tight)
-        assert main(["train", "tight:TightShop", *words[2:], "--run-dir", "masked"]) == 0
-        policy = greenroom.load_policy("masked")[1]
-        seen = {"obs": torch.zeros(1, 1), "action_mask": torch.eye(11)[[2]]}
-        assert policy(seen, policy.initial_state(1))[0].item() == 2
         policy(torch.zeros(1, 1), policy.initial_state(1))
 
 

@@ -26,6 +26,7 @@ from greenroom.config import SEAMS, Device, RunConfig
 from greenroom.display import Display, new_console
 from greenroom.envs.faults import traceback_of
 from greenroom.errors import EXIT_CODES, EnvironmentFault, ExitCode, UserError, nearest
+from greenroom.folder import as_word
 from greenroom.health.finding import table as findings_table
 from greenroom.presets import PRESETS
 
@@ -203,8 +204,6 @@ def _show(outcome: Outcome) -> ExitCode:
         console.print(outcome.comparison.table())
     if outcome.findings:
         console.print(findings_table(outcome.findings))
-    from greenroom.folder import as_word
-
     say(f"run folder: {outcome.folder.path}")
     if outcome.finished:
         say(f"curve:      {outcome.folder.curve}")

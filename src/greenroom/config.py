@@ -114,8 +114,9 @@ class RunConfig:
             raise UserError(
                 f"lag={self.lag} is for collect=overlap; {self.collect} always acts with the newest weights"
             )
-        for name in _not_numbers(self):
-            raise UserError(f"{name} is not a number (NaN)")
+        for name, value in leaves(self):
+            if isinstance(value, float) and math.isnan(value):  # which no comparison with a limit finds
+                raise UserError(f"{name} is not a number (NaN)")
 
     @property
     def algo(self) -> str:
@@ -140,14 +141,14 @@ class RunConfig:
         return self.save_every or max(1, self.total_steps // 10)
 
 
-def _not_numbers(config: Any) -> Iterator[str]:
-    """Settings, wherever in the tree, that are NaN: no comparison with a limit finds them."""
+def leaves(config: Any) -> Iterator[tuple[str, Any]]:
+    """Name and value of every setting in a tree of configs, in the order of the fields."""
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
-            yield from _not_numbers(value)
-        elif isinstance(value, float) and math.isnan(value):
-            yield item.name
+            yield from leaves(value)
+        else:
+            yield item.name, value
 
 
 def kind_of(component: object) -> str:

@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from greenroom.forks import undo_in_forks
+from greenroom.forks import GROUP_SIGNALS, undo_in_forks
 
 _PARTS = ("env", "act", "learn", "wait")
 _LIVE_SECONDS = 0.1
@@ -302,7 +302,7 @@ def interrupts(say: Callable[[str], None] = _say_raw) -> Iterator[Interrupts]:
     if threading.current_thread() is not threading.main_thread():
         yield watch
         return
-    before = {number: signal.getsignal(number) for number in (*_INSISTENT, signal.SIGUSR1, signal.SIGUSR2)}
+    before = {number: signal.getsignal(number) for number in GROUP_SIGNALS}
 
     def put_back() -> None:
         for number, handler in before.items():

@@ -7,8 +7,12 @@ signal handlers cannot be told to end. `multiprocessing` forks by default on man
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from contextlib import suppress
+
+GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""What a terminal or a cluster tells a whole group of processes, ours and those of environments."""
 
 _UNDO: dict[object, Callable[[], object]] = {}
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from greenroom.algorithms.rewards import Rewards
+from greenroom.config import leaves
 from greenroom.control import Request
 from greenroom.errors import UserError
 from greenroom.evaluation import Evaluation
@@ -277,13 +278,7 @@ def _subject(run: Run) -> Subject:
 
 def _leaf(config: Any, name: str) -> Any:
     """The field `name` somewhere in a tree of configs; None if there is none."""
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if item.name == name:
-            return value
-        if dataclasses.is_dataclass(value) and (inner := _leaf(value, name)) is not None:
-            return inner
-    return None
+    return next((value for found, value in leaves(config) if found == name), None)
 
 
 def _reward_scale(run: Run) -> float:

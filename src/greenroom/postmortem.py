@@ -41,12 +41,8 @@ class Postmortems:
         Raises:
             EnvironmentFault: of two groups of environments, each of which counts its own, it is one too many.
         """
-        for number, fault in enumerate(faults):
-            try:
-                self._tolerance.count(fault)
-            except EnvironmentFault as error:
-                error.mended = tuple(faults[number + 1 :])
-                raise
+        for number, fault in enumerate(faults, start=1):
+            self._tolerance.count(fault, mended=faults[number:])
             anew = f"started anew, {self._tolerance.failures} of at most {self._config.faults.max_env_restarts} times"
             self._say(f"{fault.what}; {anew}{self._keep(fault)}")
 

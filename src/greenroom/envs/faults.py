@@ -6,7 +6,7 @@ Loads no torch, so that worker processes do not.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,8 +96,12 @@ class Tolerance:
     def __init__(self, limit: int) -> None:
         self._limit, self.failures = limit, 0
 
-    def count(self, fault: Fault) -> None:
+    def count(self, fault: Fault, *, mended: Sequence[Fault] = ()) -> None:
         """One more.
+
+        Args:
+            fault: what failed.
+            mended: what else did and nobody has heard of yet, should this one end the run.
 
         Raises:
             EnvironmentFault: it was one too many.
@@ -106,7 +110,9 @@ class Tolerance:
         if self.failures > self._limit:
             limit = f"max_env_restarts is {self._limit}"
             message = f"{fault.what}; that is failure number {self.failures} of this sitting, {limit}"
-            raise EnvironmentFault(message, index=fault.index, fault=fault)
+            error = EnvironmentFault(message, index=fault.index, fault=fault)
+            error.mended = tuple(mended)
+            raise error
 
 
 class History:

@@ -99,11 +99,7 @@ class Rows:
             others = f"; {len(faults) - 1} other environments have failed too" if len(faults) > 1 else ""
             raise EnvironmentFault(faults[0].what + others, index=indices[0], fault=faults[0])
         for number, fault in enumerate(faults):
-            try:
-                self._tolerance.count(fault)
-            except EnvironmentFault as error:
-                error.mended = tuple(faults[:number])
-                raise
+            self._tolerance.count(fault, mended=faults[:number])
         return rows, tuple(faults)
 
     def _fault(self, index: int, what: str, step: int) -> Fault:

@@ -29,9 +29,7 @@ from greenroom.envs.faults import FaultConfig, Report, traceback_of
 from greenroom.envs.gym import Cast
 from greenroom.envs.snapshot import NotSnapshotable
 from greenroom.errors import EnvironmentFault, UserError
-from greenroom.forks import undo_in_forks
-
-_GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+from greenroom.forks import GROUP_SIGNALS, undo_in_forks
 
 STEP, DONE, CALL, ANSWER, FAULT, CLOSE = b"s", b"d", b"c", b"a", b"f", b"x"
 """Tags. Parent to worker: STEP, CALL, CLOSE. Worker to parent: DONE, ANSWER, FAULT."""
@@ -199,7 +197,7 @@ def obey(descriptor: int, parent: int, tied: bool) -> Line:
     """
     # What a terminal or a cluster tells the whole group of processes is for the parent to act upon. Not `SIG_IGN`: what
     # an environment starts as a process of its own would inherit it, and could not be told to end.
-    for number in _GROUP_SIGNALS:
+    for number in GROUP_SIGNALS:
         signal.signal(number, lambda number, frame: None)
     if tied and sys.platform == "linux":
         # The signal comes when the *thread* that started this process ends, so only a main thread may ask for it.
@@ -219,7 +217,7 @@ def obey(descriptor: int, parent: int, tied: bool) -> Line:
 
     def leave() -> None:
         line.close()
-        for number in _GROUP_SIGNALS:
+        for number in GROUP_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
 
     undo_in_forks(leave)

@@ -266,8 +266,7 @@ class WorkersEnvironment:
                     seeds = self._note(another, indices)
                 else:
                     self._replace(another)
-        for report in again:
-            self._mended.append(self._tensors.restarted(report))
+        self._take_in(again, {})
 
     def _note(self, lost: WorkerLost, indices: range) -> dict[int, int]:
         assert lost.index is not None
